@@ -1,0 +1,1 @@
+"""Reading, sampling and preparing the data that models learn from."""

@@ -1,0 +1,45 @@
+"""Shapes: pictures of plain shapes with exact boxes and true sentences, made from a seed."""
+
+from .dataset import ShapesDataset, ShapesItem, Task, write_coco, write_odvg
+from .drawing import Box
+from .language import VOCABULARY, Grounding, caption_prompt, detection_prompt, referring_prompt
+from .phrases import Description
+from .scene import (
+    CATEGORIES,
+    COLORS,
+    FILLS,
+    SHAPES,
+    SIZES,
+    UNSEEN_PAIRS,
+    Scene,
+    ShapeObject,
+    Split,
+    category_name,
+    generate_scene,
+)
+
+__all__ = [
+    "CATEGORIES",
+    "COLORS",
+    "FILLS",
+    "SHAPES",
+    "SIZES",
+    "UNSEEN_PAIRS",
+    "VOCABULARY",
+    "Box",
+    "Description",
+    "Grounding",
+    "Scene",
+    "ShapeObject",
+    "ShapesDataset",
+    "ShapesItem",
+    "Split",
+    "Task",
+    "caption_prompt",
+    "category_name",
+    "detection_prompt",
+    "generate_scene",
+    "referring_prompt",
+    "write_coco",
+    "write_odvg",
+]

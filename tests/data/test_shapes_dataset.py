@@ -1,0 +1,145 @@
+"""Shapes as a torch data set and as files: items depend on their position alone, and files say what the scenes hold."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hf_grounding_dino.data.shapes import (
+    CATEGORIES,
+    Grounding,
+    Scene,
+    ShapesDataset,
+    generate_scene,
+    referring_prompt,
+    write_coco,
+    write_odvg,
+)
+
+
+class TestDataset:
+    def test_items_hold_what_their_task_needs(self) -> None:
+        dataset = ShapesDataset(60, seed=1, size=lambda index: (128, 64 + index))
+        forms = set()
+        for index in range(60):
+            item = dataset[index]
+            assert item["image_id"] == index
+            assert item["image"].size == (128, 64 + index)
+            assert item["boxes"].dtype == torch.float32
+            assert item["boxes"].shape[1:] == (4,)
+            if "class_labels" in item:
+                assert item["class_labels"].dtype == torch.int64
+                assert len(item["class_labels"]) == len(item["boxes"])
+                assert isinstance(item["text"], list)
+            else:
+                assert len(item["spans"]) == len(item["boxes"])
+                assert isinstance(item["text"], str)
+            forms.add("spans" in item)
+        assert forms == {True, False}
+        assert len(list(dataset)) == 60  # type: ignore[call-overload]
+
+    def test_items_do_not_depend_on_the_order_or_the_length(self) -> None:
+        short, long = ShapesDataset(5, task="referring"), ShapesDataset(50, task="referring")
+        _ = long[40]
+        assert [long[i]["text"] for i in range(5)] == [short[i]["text"] for i in range(5)]
+        assert short[4]["image"].tobytes() == long[4]["image"].tobytes()
+
+    def test_shares_of_the_mixed_task(self) -> None:
+        dataset = ShapesDataset(400, size=(64, 64))
+        labels = sum("class_labels" in dataset[i] for i in range(400))
+        single = sum(str(dataset[i]["text"]).startswith("the ") for i in range(400))
+        assert 0.42 < labels / 400 < 0.6
+        assert single / 400 > 0.22
+
+    def test_a_spare_scene_stands_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The first scene allows no expression here, so the item shows the first spare scene."""
+        refused = generate_scene(0, 0).objects
+
+        def picky(scene: Scene, rng: np.random.Generator) -> Grounding | None:
+            return None if scene.objects == refused else referring_prompt(scene, rng)
+
+        monkeypatch.setattr("hf_grounding_dino.data.shapes.dataset.referring_prompt", picky)
+        dataset = ShapesDataset(1, task="referring")
+        assert dataset[0]["image"].tobytes() == dataset.scene(0, spare=1).image.tobytes()
+
+    @pytest.mark.parametrize("arguments", [{"length": -1}, {"seed": -1}, {"split": "test"}, {"task": "counting"}])
+    def test_refusals(self, arguments: dict[str, object]) -> None:
+        with pytest.raises(ValueError, match="must be"):
+            ShapesDataset(**{"length": 1, **arguments})  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("index", [-1, 3])
+    def test_positions_outside_are_refused(self, index: int) -> None:
+        with pytest.raises(IndexError):
+            ShapesDataset(3)[index]
+
+
+class TestFiles:
+    def test_coco_round_trip(self, tmp_path: Path) -> None:
+        path = write_coco(tmp_path, count=4, seed=2, split="val")
+        document = json.loads(path.read_text())
+        names = {category["id"]: category["name"] for category in document["categories"]}
+        assert list(names.items()) == list(enumerate(CATEGORIES, start=1))
+        for index, image in enumerate(document["images"]):
+            scene = generate_scene(2, index, split="val")
+            with Image.open(tmp_path / "images" / image["file_name"]) as stored:
+                assert stored.tobytes() == scene.image.tobytes()
+            assert (image["width"], image["height"]) == scene.image.size
+            found = [entry for entry in document["annotations"] if entry["image_id"] == image["id"]]
+            assert [names[entry["category_id"]] for entry in found] == [item.name for item in scene.objects]
+            for entry, item in zip(found, scene.objects, strict=True):
+                x, y, width, height = entry["bbox"]
+                assert (x, y, x + width, y + height) == pytest.approx(item.box)
+                assert entry["area"] == width * height
+                assert entry["iscrowd"] == 0
+        assert len({entry["id"] for entry in document["annotations"]}) == len(document["annotations"])
+        assert sorted(entry.name for entry in tmp_path.iterdir()) == ["annotations.json", "images"]
+
+    def test_coco_of_some_categories(self, tmp_path: Path) -> None:
+        path = write_coco(tmp_path, count=20, seed=2, split="val", categories=["red circle", "blue ring"])
+        document = json.loads(path.read_text())
+        assert [category["name"] for category in document["categories"]] == ["red circle", "blue ring"]
+        assert {entry["category_id"] for entry in document["annotations"]} <= {1, 2}
+
+    @pytest.mark.parametrize("categories", [["red bus"], ["red circle", "red circle"]])
+    def test_coco_refuses_unknown_or_repeated_categories(self, tmp_path: Path, categories: list[str]) -> None:
+        with pytest.raises(ValueError, match="categor"):
+            write_coco(tmp_path, count=1, seed=0, split="val", categories=categories)
+
+    def test_odvg_detection_lines(self, tmp_path: Path) -> None:
+        path = write_odvg(tmp_path, count=3, seed=2, split="train", task="detection")
+        label_map = json.loads((tmp_path / "label_map.json").read_text())
+        assert label_map == {str(label): name for label, name in enumerate(CATEGORIES)}
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        assert len(lines) == 3
+        for index, line in enumerate(lines):
+            scene = generate_scene(2, index)
+            assert (line["width"], line["height"]) == scene.image.size
+            assert (tmp_path / "images" / line["filename"]).is_file()
+            instances = line["detection"]["instances"]
+            assert [tuple(instance["bbox"]) for instance in instances] == [item.box for item in scene.objects]
+            for instance, item in zip(instances, scene.objects, strict=True):
+                assert label_map[str(instance["label"])] == instance["category"] == item.name
+
+    @pytest.mark.parametrize("task", ["caption", "referring"])
+    def test_odvg_grounding_lines(self, tmp_path: Path, task: str) -> None:
+        path = write_odvg(tmp_path, count=12, seed=2, split="train", task=task)  # type: ignore[arg-type]
+        dataset = ShapesDataset(12, seed=2, task=task)  # type: ignore[arg-type]
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        assert len(lines) == 12
+        for index, line in enumerate(lines):
+            item = dataset[index]
+            assert isinstance(item["text"], str)
+            assert line["grounding"]["caption"] == item["text"]
+            boxes: list[list[float]] = []
+            for region in line["grounding"]["regions"]:
+                ((start, end),) = region["tokens_positive"]
+                assert item["text"][start:end] == region["phrase"]
+                boxes += region["bbox"] if isinstance(region["bbox"][0], list) else [region["bbox"]]
+            assert boxes == item["boxes"].tolist()
+
+    def test_odvg_refuses_a_mixture(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="task"):
+            write_odvg(tmp_path, count=1, seed=0, split="train", task="mixed")  # type: ignore[arg-type]
