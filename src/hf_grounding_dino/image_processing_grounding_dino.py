@@ -1,0 +1,318 @@
+"""Pictures of any kind as the model reads them: upright, RGB, resized, normalised and padded to one canvas.
+
+The class differs from the one it derives from in what it accepts (any mode, 16 bits, EXIF orientation), in naming
+the picture that cannot be read, and in keeping boxes relative to the picture, not to the padded canvas.
+"""
+
+from __future__ import annotations
+
+import binascii
+import copy
+import os
+import struct
+import urllib.request
+import zlib
+from base64 import b64decode
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from transformers import BatchFeature
+from transformers.image_transforms import get_size_with_aspect_ratio
+from transformers.image_utils import AnnotationFormat, ChannelDimension, PILImageResampling, SizeDict
+from transformers.processing_utils import ImagesKwargs
+
+ResizeRule = Literal["transformers", "original"]
+Size = tuple[int, int]
+
+_EXIF_ORIENTATION = 0x0112
+_URL_TIMEOUT_SECONDS = 30
+# What the decoders of PIL raise on damaged files, beside OSError.
+_DECODING_ERRORS = (
+    OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError,
+    struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def read_images(images: Any, input_data_format: str | ChannelDimension | None = None) -> list[Tensor]:
+    """Read pictures of any supported kind as upright RGB tensors `(3, height, width)`.
+
+    Integers of more than 8 bits are scaled to 8 bits; floating-point arrays and tensors keep their values.
+
+    Args:
+        images: a PIL image, a NumPy array or a tensor (height and width first or last, grey, RGB, RGBA, or a batch
+            with one dimension more), a path, a URL, or a list of any of these.
+        input_data_format: where the channels of arrays and tensors stand; guessed from the shape by default.
+
+    Raises:
+        ValueError: a picture cannot be read; the message has its position in the list and, where known, its name.
+    """
+    pictures = []
+    for i, image in enumerate(flat_images(images)):
+        try:
+            pictures.append(_read_image(image, input_data_format))
+        except _DECODING_ERRORS as error:
+            raise ValueError(f"Image {i}{_name(image)} cannot be read: {error}") from error
+    return pictures
+
+
+def flat_images(images: Any) -> Iterator[Any]:
+    """The single pictures in nested lists and in batches, in order."""
+    is_batch = isinstance(images, (np.ndarray, Tensor)) and images.ndim > 3
+    if is_batch or isinstance(images, (list, tuple)):
+        for image in images:
+            yield from flat_images(image)
+    else:
+        yield images
+
+
+def _name(image: Any) -> str:
+    name = image if isinstance(image, (str, Path)) else getattr(image, "filename", "")
+    text = str(name)
+    return f" ({text if len(text) <= 200 else text[:60] + '...'})" if text else ""
+
+
+def _read_image(image: Any, input_data_format: str | ChannelDimension | None) -> Tensor:
+    if isinstance(image, (str, Path)):
+        with _open(image) as opened:
+            return _from_pil(opened)
+    if isinstance(image, Image.Image):
+        return _from_pil(image)
+    if isinstance(image, (np.ndarray, Tensor)):
+        return _from_array(image, input_data_format)
+    raise ValueError(f"{type(image).__name__} is not an image, an array, a tensor, a path or a URL.")
+
+
+def _open(source: str | Path) -> Image.Image:
+    if isinstance(source, str) and source.startswith(("http://", "https://", "data:")):
+        request = urllib.request.Request(source, headers={"User-Agent": "hf-grounding-dino"})
+        with urllib.request.urlopen(request, timeout=_URL_TIMEOUT_SECONDS) as response:
+            return Image.open(BytesIO(response.read()))
+    if os.path.exists(source):
+        return Image.open(source)
+    try:
+        return Image.open(BytesIO(b64decode(str(source), validate=True)))
+    except (binascii.Error, ValueError, UnidentifiedImageError):
+        raise ValueError("there is no such file, and it is not a URL.") from None
+
+
+def _from_pil(image: Image.Image) -> Tensor:
+    if 0 in image.size:
+        raise ValueError(f"it has no pixels: {image.width} x {image.height}.")
+    if 1 < image.getexif().get(_EXIF_ORIENTATION, 1) <= 8:
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        wide = np.asarray(image)
+        deep = image.mode.startswith("I;16")
+        grey = torch.from_numpy(_to_8_bits(wide.astype(np.uint16) if deep else wide))
+        return grey.expand(3, *grey.shape).contiguous()
+    if image.mode == "P":  # PIL warns where a transparent palette is turned to RGB directly
+        image = image.convert("RGBA")
+    elif image.mode == "La":  # PIL knows no direct way
+        image = image.convert("LA")
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()
+
+
+def _to_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Scale by the range of the type where it has one of its own, else by the smallest usual range that holds all.
+
+    The usual ranges are [0, 1] (floating point), 8 bits and 16 bits; values outside these are stretched.
+    """
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8) * np.uint8(255)
+    real = values.astype(np.float64)
+    if not np.isfinite(real).all():
+        raise ValueError("it has pixels that are not finite.")
+    low, high = float(real.min()), float(real.max())
+    if values.dtype == np.uint16:
+        low, high = 0.0, 65535.0
+    elif low >= 0 and high <= 65535:
+        unit = values.dtype.kind == "f" and high <= 1
+        low, high = 0.0, 1.0 if unit else 255.0 if high <= 255 else 65535.0
+    scaled = (real - low) * (255.0 / ((high - low) or 1.0))
+    return np.rint(scaled).astype(np.uint8)
+
+
+def _from_array(image: NDArray[Any] | Tensor, input_data_format: str | ChannelDimension | None) -> Tensor:
+    if image.ndim not in (2, 3):
+        raise ValueError(f"an image has 2 or 3 dimensions, not the shape {tuple(image.shape)}.")
+    if 0 in image.shape:
+        raise ValueError(f"it has no pixels: shape {tuple(image.shape)}.")
+    tensor = image if isinstance(image, Tensor) else torch.from_numpy(_readable(image))
+    if tensor.is_floating_point():
+        if not torch.isfinite(tensor).all():
+            raise ValueError("it has pixels that are not finite.")
+    elif tensor.dtype != torch.uint8:
+        tensor = torch.from_numpy(_to_8_bits(tensor.cpu().numpy())).to(tensor.device)
+    if tensor.ndim == 2:
+        tensor = tensor[None]
+    elif _channels_last(tuple(tensor.shape), isinstance(image, np.ndarray), input_data_format):
+        tensor = tensor.permute(2, 0, 1)
+    if tensor.shape[0] > 4:
+        raise ValueError(f"no dimension of the shape {tuple(image.shape)} holds 1 to 4 channels.")
+    grey = tensor.shape[0] <= 2  # a second or fourth channel is the transparency
+    return (tensor[:1].expand(3, -1, -1) if grey else tensor[:3]).contiguous()
+
+
+def _readable(array: NDArray[Any]) -> NDArray[Any]:
+    """A copy, in the byte order of the machine: torch reads neither foreign orders nor read-only memory."""
+    if array.dtype.kind not in "buif":
+        raise ValueError(f"an image holds numbers, not {array.dtype}.")
+    native = array.astype(array.dtype.newbyteorder("="))
+    return native if native.dtype.kind != "f" else native.astype(np.float32)
+
+
+def _channels_last(shape: tuple[int, ...], by_numpy: bool, given: str | ChannelDimension | None) -> bool:
+    """Guess where the channels are: three or four before one or two, then as the library of the array has it."""
+    if given is not None:
+        return ChannelDimension(given) == ChannelDimension.LAST
+    likely_first, likely_last = ((c in (3, 4)) + (1 <= c <= 4) for c in (shape[0], shape[-1]))
+    return likely_last > likely_first or (likely_last == likely_first and by_numpy)
+
+
+# --- resizing ----------------------------------------------------------------------------------------------------
+
+
+def original_size(image_size: Size, shortest_edge: int, longest_edge: int) -> Size:
+    """The `(height, width)` to resize to by the rule of the original repository.
+
+    The long side is cut to `longest_edge` by rounding the short side first and computing the long one from it:
+    375 x 640 becomes 781 x 1332, where transformers has 781 x 1333.
+    """
+    height, width = image_size
+    short, long = min(image_size), max(image_size)
+    if long / short * shortest_edge > longest_edge:
+        shortest_edge = round(longest_edge * short / long)
+    if shortest_edge == 0:  # the original fails here
+        new_short, new_long = 1, longest_edge
+    elif short == shortest_edge:
+        return image_size
+    else:
+        new_short, new_long = shortest_edge, int(shortest_edge * long / short)
+    return (new_long, new_short) if width < height else (new_short, new_long)
+
+
+def _checked_rule(rule: str) -> str:
+    if rule not in get_args(ResizeRule):
+        raise ValueError(f"resize_rule is one of {get_args(ResizeRule)}, not {rule!r}.")
+    return rule
+
+
+def _pil_resize(image: Tensor, size: Size, resample: int) -> Tensor:
+    picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).resize(size[::-1], Image.Resampling(resample))
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).to(image.device)
+
+
+# --- the processor -----------------------------------------------------------------------------------------------
+
+
+class GroundingDinoImageProcessorKwargs(ImagesKwargs, total=False):
+    """What can be given to the processor at its making and at each call.
+
+    `format` and `do_convert_annotations` are those of transformers. `resize_rule` is "transformers", or "original" for
+    the sizes and the resampling of the original repository.
+    """
+
+    format: str | AnnotationFormat
+    do_convert_annotations: bool
+    resize_rule: str
+
+
+class GroundingDinoImageProcessor(transformers.GroundingDinoImageProcessor):
+    """The image processor of transformers, with the differences named at the head of this module.
+
+    On disk it is the one of transformers, and either loads what the other saved.
+    """
+
+    valid_kwargs = GroundingDinoImageProcessorKwargs
+    resize_rule: str = "transformers"
+
+    def __init__(self, **kwargs: Any) -> None:
+        """Make a processor; see `GroundingDinoImageProcessorKwargs`.
+
+        Raises:
+            ValueError: `resize_rule` is not one that exists.
+        """
+        super().__init__(**kwargs)
+        _checked_rule(self.resize_rule)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is written to disk: the options of transformers, and `resize_rule` where it is not the default."""
+        options: dict[str, Any] = super().to_dict()
+        if options.get("resize_rule") == type(self).resize_rule:
+            del options["resize_rule"]
+        return options
+
+    def preprocess(self, images: Any, annotations: Any = None, *args: Any, **kwargs: Any) -> BatchFeature:
+        """Read, resize, normalise and pad pictures, and their annotations with them.
+
+        Args:
+            images: whatever `read_images` reads.
+            annotations: one COCO annotation a picture, in the frame of the upright picture.
+            *args: `return_segmentation_masks` and `masks_path`, as in transformers.
+            **kwargs: options for this call; see `GroundingDinoImageProcessorKwargs`.
+
+        Raises:
+            ValueError: there is no picture, or one cannot be read.
+        """
+        rule = kwargs.pop("resize_rule", None)
+        if rule is not None and rule != self.resize_rule:
+            # `resize` sees no options of the call; a copy holds them and leaves other threads alone.
+            other = copy.copy(self)
+            other.resize_rule = _checked_rule(rule)
+            return other.preprocess(images, annotations, *args, **kwargs)
+        pictures = read_images(images, kwargs.pop("input_data_format", None))
+        if not pictures:
+            raise ValueError("No images: give at least one.")
+        kwargs["input_data_format"] = ChannelDimension.FIRST
+        features: BatchFeature = super().preprocess(pictures, annotations, *args, **kwargs)
+        return features
+
+    def resize(  # type: ignore[override]
+        self,
+        image: Tensor,
+        size: SizeDict,
+        resample: PILImageResampling | InterpolationMode | int | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Resize a picture, or a stack of them, by `resize_rule`; no side becomes less than one pixel."""
+        original = self.resize_rule == "original"
+        if size.shortest_edge and size.longest_edge:
+            rule = original_size if original else get_size_with_aspect_ratio
+            height, width = rule((image.shape[-2], image.shape[-1]), size.shortest_edge, size.longest_edge)
+            size = SizeDict(height=max(height, 1), width=max(width, 1))
+        if original and image.dtype == torch.uint8 and size.height and size.width:
+            code = resample.name if isinstance(resample, InterpolationMode) else resample
+            code = getattr(Image.Resampling, code, Image.Resampling.NEAREST) if isinstance(code, str) else code
+            filter_code = int(Image.Resampling.BILINEAR if code is None else code)
+            stack = image.reshape(-1, *image.shape[-3:])
+            resized = torch.stack([_pil_resize(one, (size.height, size.width), filter_code) for one in stack])
+            return resized.reshape(*image.shape[:-2], size.height, size.width)
+        resized_by_torch: Tensor = super().resize(image, size=size, resample=resample, **kwargs)
+        return resized_by_torch
+
+    def pad(  # type: ignore[override]  # as transformers itself overrides it
+        self,
+        image: Tensor,
+        padded_size: Size,
+        annotation: Any = None,
+        update_bboxes: bool = True,
+        fill: int = 0,
+    ) -> tuple[Tensor, Tensor, Any]:
+        """Pad pictures to the right and below; boxes stay relative to the picture, whatever `update_bboxes` says."""
+        image, mask, annotation = super().pad(image, padded_size, annotation, update_bboxes=False, fill=fill)
+        return image, mask, annotation

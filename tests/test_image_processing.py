@@ -1,0 +1,369 @@
+"""Laws of the image processor: what it reads, what it refuses by name, and where it equals the one of transformers."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import logging
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from transformers import AutoImageProcessor
+
+from hf_grounding_dino.image_processing_grounding_dino import (
+    GroundingDinoImageProcessor,
+    original_size,
+    read_images,
+)
+
+SIZE = {"shortest_edge": 48, "longest_edge": 80}
+RNG = np.random.default_rng(0)
+INVERSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+def picture(height: int, width: int) -> Image.Image:
+    return Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def annotation(*boxes: list[float]) -> dict[str, Any]:
+    return {
+        "image_id": 1,
+        "annotations": [{"bbox": b, "area": b[2] * b[3], "category_id": 0, "iscrowd": 0} for b in boxes],
+    }
+
+
+@contextlib.contextmanager
+def no_warnings() -> Iterator[None]:
+    """Fail on anything that transformers logs as a warning, and on every Python warning."""
+    records: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: records.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            yield
+    finally:
+        logger.removeHandler(handler)
+    assert not records
+
+
+@pytest.fixture(scope="module")
+def ours() -> GroundingDinoImageProcessor:
+    return GroundingDinoImageProcessor(size=SIZE)
+
+
+@pytest.fixture(scope="module")
+def stock() -> transformers.GroundingDinoImageProcessor:
+    return transformers.GroundingDinoImageProcessor(size=SIZE)
+
+
+# --- equal to transformers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"size": {"height": 30, "width": 50}}, {"do_normalize": False}, {"pad_size": {"height": 99, "width": 90}}],
+)
+def test_rgb_pictures_come_out_as_in_transformers(ours: Any, stock: Any, options: dict[str, Any]) -> None:
+    pictures = [picture(31, 77), picture(60, 40), picture(31, 77), picture(90, 20)]
+    got = ours(pictures, return_tensors="pt", **options)
+    expected = stock(pictures, return_tensors="pt", **options)
+    assert got.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(got[name], expected[name])
+
+
+def test_annotations_of_one_picture_come_out_as_in_transformers(ours: Any, stock: Any) -> None:
+    target = annotation([3, 4, 20, 10], [0, 0, 77, 31])
+    got, expected = (p(picture(31, 77), target, return_tensors="pt")["labels"][0] for p in (ours, stock))
+    assert got.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(got[name], expected[name])
+
+
+def test_boxes_are_relative_to_the_picture_and_not_to_the_canvas(ours: Any, stock: Any) -> None:
+    """The left half of a picture stays the left half beside a picture that is twice as wide."""
+    target = annotation([0, 0, 25, 50])
+    expected = torch.tensor([[0.25, 0.5, 0.5, 1.0]])
+    batch = [picture(50, 50), picture(50, 100)]
+    inputs = ours(batch, [target, target], return_tensors="pt")
+    assert inputs["pixel_mask"][0].float().mean() < 0.7
+    torch.testing.assert_close(inputs["labels"][0]["boxes"], expected)
+    assert not torch.allclose(stock(batch, [target, target], return_tensors="pt")["labels"][0]["boxes"], expected)
+
+
+def same_options(one: Any, other: Any) -> bool:
+    return json.loads(one.to_json_string()) == json.loads(other.to_json_string())
+
+
+def test_either_loads_what_the_other_saved(ours: Any, stock: Any, tmp_path: Path) -> None:
+    with no_warnings():
+        ours.save_pretrained(tmp_path / "ours")
+        stock.save_pretrained(tmp_path / "stock")
+        loaded = AutoImageProcessor.from_pretrained(tmp_path / "ours")
+        mine = GroundingDinoImageProcessor.from_pretrained(tmp_path / "stock")
+    assert type(loaded) is transformers.GroundingDinoImageProcessor
+    assert type(mine) is GroundingDinoImageProcessor
+    assert same_options(loaded, ours)
+    assert same_options(mine, ours)
+    assert (tmp_path / "ours/preprocessor_config.json").read_text() == (
+        tmp_path / "stock/preprocessor_config.json"
+    ).read_text()
+
+
+def test_the_form_nested_in_processor_config_is_read_too(ours: Any, tmp_path: Path) -> None:
+    nested = {"image_processor": ours.to_dict(), "processor_class": "GroundingDinoProcessor"}
+    nested["image_processor"]["size"] = {"shortest_edge": 20, "longest_edge": 33}
+    (tmp_path / "processor_config.json").write_text(json.dumps(nested))
+    with no_warnings():
+        loaded = GroundingDinoImageProcessor.from_pretrained(tmp_path)
+    assert loaded(picture(40, 40), return_tensors="pt")["pixel_values"].shape[-2:] == (20, 20)
+
+
+# --- the sizes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "original", "in_transformers"),
+    [
+        (375, 640, (781, 1332), (781, 1333)),
+        (640, 375, (1332, 781), (1333, 781)),
+        (480, 640, (800, 1066), (800, 1066)),
+        (800, 800, (800, 800), (800, 800)),
+        (800, 1000, (800, 1000), (800, 1000)),
+        (50, 20, (1332, 533), (1333, 533)),
+        (1, 5000, (1, 1333), (1, 1333)),
+    ],
+)
+def test_resize_rules(height: int, width: int, original: tuple[int, int], in_transformers: tuple[int, int]) -> None:
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    size = transformers.image_utils.SizeDict(shortest_edge=800, longest_edge=1333)
+    assert original_size((height, width), 800, 1333) == original
+    for rule, expected in (("original", original), ("transformers", in_transformers)):
+        assert GroundingDinoImageProcessor(resize_rule=rule).resize(image, size).shape == (3, *expected)
+
+
+def test_the_original_rule_resizes_as_pil_does() -> None:
+    batch = [picture(37, 64), picture(37, 64)]
+    processor = GroundingDinoImageProcessor(size=SIZE, do_rescale=False, do_normalize=False)
+    got = processor(batch, resize_rule="original", return_tensors="pt")["pixel_values"]
+    height, width = original_size((37, 64), 48, 80)
+    for pixels, image in zip(got, batch, strict=True):
+        expected = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+        assert np.array_equal(pixels.permute(1, 2, 0).numpy(), expected)
+    assert processor.resize_rule == "transformers"
+
+
+def test_the_rule_is_kept_on_disk_and_checked(tmp_path: Path) -> None:
+    GroundingDinoImageProcessor(resize_rule="original").save_pretrained(tmp_path)
+    assert GroundingDinoImageProcessor.from_pretrained(tmp_path).resize_rule == "original"
+    with no_warnings():
+        AutoImageProcessor.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="resize_rule"):
+        GroundingDinoImageProcessor(resize_rule="newest")
+    with pytest.raises(ValueError, match="resize_rule"):
+        GroundingDinoImageProcessor()(picture(4, 4), resize_rule="newest")
+
+
+@pytest.mark.parametrize("rule", ["transformers", "original"])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 5000), (5000, 1), (2, 3), (3, 2)])
+def test_no_side_becomes_nothing(ours: Any, height: int, width: int, rule: str) -> None:
+    inputs = ours(picture(height, width), resize_rule=rule, return_tensors="pt")
+    assert min(inputs["pixel_values"].shape) >= 1
+    assert inputs["pixel_values"].isfinite().all()
+    assert inputs["pixel_mask"].all()
+
+
+# --- what is read ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "CMYK", "YCbCr", "PA", "La", "RGBa"])
+def test_every_mode_is_read_as_pil_shows_it(ours: Any, mode: str) -> None:
+    via = {"PA": "P", "La": "LA", "RGBa": "RGBA"}.get(mode, mode)
+    image = picture(9, 14).convert(via)
+    shown = image.convert("RGB")
+    image = image.convert(mode)
+    assert image.mode == mode
+    (pixels,) = read_images(image)
+    assert torch.equal(pixels, read_images(shown)[0])
+    assert ours(image, return_tensors="pt")["pixel_values"].shape[1] == 3
+
+
+def test_a_transparent_palette_keeps_its_colours() -> None:
+    image = picture(9, 14).quantize(8)
+    expected = read_images(image.convert("RGB"))[0]
+    image.info["transparency"] = bytes([0, 100, 255])
+    with no_warnings():
+        assert torch.equal(read_images(image)[0], expected)
+
+
+def test_sixteen_bits_are_scaled_and_not_cut(tmp_path: Path) -> None:
+    wide = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
+    expected = torch.arange(256, dtype=torch.uint8).reshape(16, 16).expand(3, 16, 16)
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    assert Image.open(tmp_path / "wide.png").mode.startswith("I")
+    for image in (
+        tmp_path / "wide.png",
+        Image.fromarray(wide),
+        Image.fromarray(wide.astype(np.int32)),
+        Image.fromarray(wide.astype(np.float32)),
+        Image.fromarray((wide / 65535).astype(np.float32)),
+        wide,
+        wide.astype(">u2"),
+        np.stack([wide] * 3, -1),
+        torch.from_numpy(wide.astype(np.int32)),
+    ):
+        assert torch.equal(read_images(image)[0], expected)
+    dark = Image.fromarray(np.full((4, 4), 200, np.uint16))
+    assert read_images(dark)[0].max() == 1  # the range is the type's, not the picture's
+    stretched = read_images(Image.fromarray(np.array([[-7, 0, 93]], np.int32)))[0]
+    assert stretched[0].tolist() == [[0, 18, 255]]
+
+
+def test_arrays_and_tensors_in_every_layout() -> None:
+    image = picture(6, 7)
+    rgb = np.asarray(image)
+    expected = read_images(image)[0]
+    alpha = np.concatenate([rgb, rgb[..., :1]], -1)
+    for form in (
+        rgb,
+        rgb.transpose(2, 0, 1),
+        alpha,
+        rgb[::1, ::1],
+        torch.from_numpy(rgb.copy()),
+        torch.from_numpy(rgb.transpose(2, 0, 1).copy()),
+        torch.from_numpy(alpha.copy()),
+    ):
+        assert torch.equal(read_images(form)[0], expected)
+    grey = rgb[..., 0]
+    for form in (grey, grey[..., None], grey[None], rgb[..., :2], torch.from_numpy(grey.copy())):
+        assert torch.equal(read_images(form)[0], expected[:1].expand(3, -1, -1))
+    assert read_images(grey > 100)[0].unique().tolist() == [0, 255]
+    batches = read_images([np.stack([rgb, rgb]), [image], torch.stack([expected] * 2)])
+    assert len(batches) == 5
+    assert all(torch.equal(one, expected) for one in batches)
+
+
+def test_small_arrays_are_not_mistaken() -> None:
+    assert read_images(np.zeros((1, 1, 3), np.uint8))[0].shape == (3, 1, 1)
+    assert read_images(torch.zeros(3, 1, 1, dtype=torch.uint8))[0].shape == (3, 1, 1)
+    assert read_images(torch.zeros(1, 1, 3, dtype=torch.uint8))[0].shape == (3, 1, 1)
+    assert read_images(np.zeros((3, 2, 1), np.uint8))[0].shape == (3, 2, 1)
+    assert read_images(np.zeros((3, 5, 3), np.uint8))[0].shape == (3, 3, 5)
+    assert read_images(torch.zeros(3, 5, 3, dtype=torch.uint8))[0].shape == (3, 5, 3)
+    assert read_images(np.zeros((3, 5, 3), np.uint8), "channels_first")[0].shape == (3, 5, 3)
+
+
+def test_floating_point_keeps_its_values(ours: Any) -> None:
+    image = picture(48, 48)
+    unit = np.asarray(image).astype(np.float64) / 255
+    got = ours(unit, do_rescale=False, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(got, ours(image, return_tensors="pt")["pixel_values"])
+
+
+def test_paths_and_addresses(tmp_path: Path) -> None:
+    image = picture(6, 7)
+    image.save(tmp_path / "a.png")
+    encoded = base64.b64encode((tmp_path / "a.png").read_bytes()).decode()
+    forms = [tmp_path / "a.png", str(tmp_path / "a.png"), f"data:image/png;base64,{encoded}", encoded]
+    for pixels in read_images(forms):
+        assert torch.equal(pixels, read_images(image)[0])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_upright(ours: Any, tmp_path: Path, orientation: int) -> None:
+    upright = picture(20, 40)
+    stored = upright.transpose(INVERSE[orientation]) if orientation in INVERSE else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "turned.png"
+    stored.save(path, exif=exif)
+    with Image.open(path) as opened:
+        for form in (path, opened):
+            assert torch.equal(read_images(form)[0], read_images(upright)[0])
+        labels = ours(opened, annotation([0, 0, 20, 10]), return_tensors="pt")["labels"][0]
+    torch.testing.assert_close(labels["boxes"], torch.tensor([[0.25, 0.25, 0.5, 0.5]]))
+    assert labels["orig_size"].tolist() == [20, 40]
+
+
+# --- what is refused ---------------------------------------------------------------------------------------------
+
+
+def truncated(folder: Path) -> Path:
+    picture(200, 200).save(folder / "whole.jpg")
+    data = (folder / "whole.jpg").read_bytes()
+    (folder / "cut.jpg").write_bytes(data[: len(data) // 2])
+    return folder / "cut.jpg"
+
+
+def no_picture(folder: Path) -> Path:
+    (folder / "notes.jpg").write_text("no picture")
+    return folder / "notes.jpg"
+
+
+def broken_png(folder: Path) -> Path:
+    picture(50, 50).save(folder / "whole.png")
+    data = bytearray((folder / "whole.png").read_bytes())
+    data[60:200] = bytes(140)
+    (folder / "broken.png").write_bytes(bytes(data))
+    return folder / "broken.png"
+
+
+@pytest.mark.parametrize("make", [truncated, no_picture, broken_png, lambda folder: folder / "absent.png", lambda f: f])
+def test_a_bad_file_is_named(ours: Any, tmp_path: Path, make: Any) -> None:
+    path = make(tmp_path)
+    with pytest.raises(ValueError, match=r"Image 1 \(.*\) cannot be read") as error:
+        ours([picture(4, 4), path])
+    assert path.name in str(error.value)
+
+
+def test_a_bad_picture_that_was_opened_before_is_named(ours: Any, tmp_path: Path) -> None:
+    path = truncated(tmp_path)
+    with Image.open(path) as opened, pytest.raises(ValueError, match=r"Image 0 \(.*cut\.jpg\) cannot be read"):
+        ours(opened)
+    shutil.rmtree(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        (3, "int is not an image"),
+        (None, "NoneType is not an image"),
+        (Image.new("RGB", (0, 5)), "no pixels"),
+        (np.zeros((0, 5, 3), np.uint8), "no pixels"),
+        (np.zeros(5, np.uint8), "2 or 3 dimensions"),
+        (np.zeros((5, 6, 7), np.uint8), "1 to 4 channels"),
+        (np.full((5, 5, 3), np.nan), "not finite"),
+        (torch.full((3, 5, 5), torch.inf), "not finite"),
+        (Image.fromarray(np.full((5, 5), np.nan, np.float32)), "not finite"),
+        (np.zeros((5, 5, 3), dtype=object), "holds numbers"),
+        ("absent.png", "no such file"),
+    ],
+)
+def test_what_is_no_picture_is_refused_with_its_place(ours: Any, bad: Any, why: str) -> None:
+    with pytest.raises(ValueError, match=rf"Image 2\b.* cannot be read: .*{why}"):
+        ours([picture(4, 4), picture(4, 4), bad])
+
+
+def test_no_pictures_at_all(ours: Any) -> None:
+    with pytest.raises(ValueError, match="No images"):
+        ours([])
