@@ -455,3 +455,12 @@ def test_box_forms_are_inverse() -> None:
     corners = torch.tensor([[1.0, 2.0, 5.0, 10.0]])
     assert corners_to_center(corners).tolist() == [[3.0, 6.0, 4.0, 8.0]]
     assert torch.equal(center_to_corners(corners_to_center(corners)), corners)
+
+
+def test_a_folder_without_tokenizer_files_is_an_error(tmp_path: Path) -> None:
+    """Transformers would make a tokenizer that knows no word, and every prompt would be unknown."""
+    make_processor().save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        (tmp_path / name).unlink(missing_ok=True)
+    with pytest.raises(Exception, match="tokenizer"):
+        GroundingDinoProcessor.from_pretrained(tmp_path)

@@ -95,11 +95,17 @@ class GroundingDinoProcessor(ProcessorMixin):
     """
 
     def __init__(self, image_processor: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Join an image processor and a tokenizer."""
+        """Join an image processor and a tokenizer.
+
+        Raises:
+            ValueError: the tokenizer has no vocabulary to speak of.
+        """
         stock = (transformers.GroundingDinoImageProcessor, transformers.GroundingDinoImageProcessorPil)
         if isinstance(image_processor, stock) and not isinstance(image_processor, GroundingDinoImageProcessor):
             image_processor = GroundingDinoImageProcessor.from_dict(image_processor.to_dict())
         super().__init__(image_processor, tokenizer)
+        if self.tokenizer.unk_token_id in self._special_token_ids:
+            raise ValueError("The tokenizer does not know [CLS], [SEP], '.' and '?': are its files there?")
         self.prompt_memory = PromptMemory()
 
     def __call__(

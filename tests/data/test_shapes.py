@@ -30,7 +30,13 @@ from hf_grounding_dino.data.shapes.scene import SEEN_PAIRS, _Table
 
 UNSEEN_NAMES = {category_name(*pair) for pair in UNSEEN_PAIRS}
 PLURALS = {"crosses": "cross", "objects": "object", **{shape + "s": shape for shape in SHAPES if shape != "cross"}}
-NUMBERS = dict(zip("two three four five six seven eight nine ten eleven twelve".split(), range(2, 13), strict=True))
+NUMBERS = dict(
+    zip(
+        ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+        range(2, 13),
+        strict=True,
+    )
+)
 
 Prompt = Callable[[Scene, np.random.Generator], Grounding | None]
 PROMPTS: tuple[Prompt, ...] = (detection_prompt, caption_prompt, referring_prompt)

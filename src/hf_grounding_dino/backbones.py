@@ -1,0 +1,198 @@
+"""The two backbones, both from transformers: any image backbone, any text encoder under the phrase mask.
+
+Shapes: `B` batch, `H`, `W` pixels or cells, `T` text tokens, `D` width, `C` width of the text encoder.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+from transformers import AutoBackbone, AutoModel, PreTrainedModel
+
+from .configuration_grounding_dino import GROUP_NORM_GROUPS, AnyGroundingDinoConfig
+from .context import ImageContext, Size, build_image_context
+from .positions import LearnedPositionEmbedding, SinePositionEmbedding
+
+# The last norm of a transformer used as a backbone: each stage it gives out has a norm of its own.
+UNUSED_BACKBONE_PARAMETERS = (".layernorm.", ".norm.")
+
+
+def freeze_batch_norm(module: nn.Module) -> None:
+    """Replace every batch norm by one with fixed statistics and weights, as DETR does."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, FrozenBatchNorm2d(child.num_features))
+        else:
+            freeze_batch_norm(child)
+
+
+class ConvEncoder(nn.Module):
+    """The image backbone as transformers offers it."""
+
+    def __init__(self, config: AnyGroundingDinoConfig) -> None:
+        super().__init__()
+        self.model: Any = AutoBackbone.from_config(config.backbone_config)
+        freeze_batch_norm(self.model)
+        self.set_requires_grad(True)
+
+    def set_requires_grad(self, value: bool) -> None:
+        """Train the backbone or keep it; parameters that no output depends on are never trained."""
+        prefix = self.model.base_model_prefix
+        unused = tuple(f"{prefix}{name}" for name in UNUSED_BACKBONE_PARAMETERS)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(value and not name.startswith(unused))
+
+
+class ImageBackbone(nn.Module):
+    """Images to feature maps, and the position of each cell."""
+
+    def __init__(self, config: AnyGroundingDinoConfig) -> None:
+        super().__init__()
+        self.conv_encoder = ConvEncoder(config)
+        self.position_embedding: SinePositionEmbedding | LearnedPositionEmbedding
+        if config.position_embedding_type == "sine":
+            self.position_embedding = SinePositionEmbedding(config.d_model, config.positional_embedding_temperature)
+        else:
+            self.position_embedding = LearnedPositionEmbedding(config.d_model)
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """Feature maps of the configured stages, finest first, each `(B, C, H, W)`."""
+        maps: tuple[Tensor, ...] = self.conv_encoder.model(pixel_values).feature_maps
+        return maps
+
+
+def build_input_projections(channels: Sequence[int], config: AnyGroundingDinoConfig) -> nn.ModuleList:
+    """A 1 x 1 convolution for each stage, then 3 x 3 convolutions of stride 2 for the levels beyond."""
+    layers = [nn.Conv2d(width, config.d_model, kernel_size=1) for width in channels]
+    for level in range(len(channels), config.num_feature_levels):
+        width = channels[-1] if level == len(channels) else config.d_model
+        layers.append(nn.Conv2d(width, config.d_model, kernel_size=3, stride=2, padding=1))
+    return nn.ModuleList(nn.Sequential(c, nn.GroupNorm(GROUP_NORM_GROUPS, config.d_model)) for c in layers)
+
+
+def feature_pyramid(backbone: ImageBackbone, projections: nn.ModuleList, pixel_values: Tensor) -> list[Tensor]:
+    """All levels of images that share one size, each `(B, D, H, W)`."""
+    maps = list(backbone(pixel_values))
+    levels = [project(source) for project, source in zip(projections, maps, strict=False)]
+    for project in projections[len(maps) :]:
+        levels.append(project(maps[-1] if len(levels) == len(maps) else levels[-1]))
+    return levels
+
+
+def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> list[Size]:
+    """(height, width) of each image's own pixels, which fill the top left of the canvas.
+
+    Raises:
+        ValueError: the mask has another size than the pixels, or an image has no pixel of its own.
+    """
+    batch, _, height, width = pixel_values.shape
+    if pixel_mask is None:
+        return [(height, width)] * batch
+    if pixel_mask.shape != (batch, height, width):
+        raise ValueError(f"`pixel_mask` is {tuple(pixel_mask.shape)}, `pixel_values` need {(batch, height, width)}.")
+    own = pixel_mask.bool()
+    sizes = torch.stack([own.any(2).sum(1), own.any(1).sum(1)], 1).tolist()
+    for i, (h, w) in enumerate(sizes):
+        if not h or not w:
+            raise ValueError(f"`pixel_mask` leaves no pixel of image {i}.")
+    return [(h, w) for h, w in sizes]
+
+
+def padded_pyramid(
+    pixel_values: Tensor,
+    pixel_mask: Tensor | None,
+    pyramid: Callable[[Tensor], list[Tensor]],
+    embed: Callable[[tuple[tuple[Size, ...], ...], tuple[Size, ...]], Tensor],
+) -> tuple[Tensor, ImageContext]:
+    """Run each image at its own size, then pad the feature maps, so that a batch equals its parts.
+
+    Norms and windows of a backbone would see padded pixels; here they meet none. Images of one size run together.
+
+    Args:
+        pyramid: images of one size to their levels.
+        embed: level sizes of each image and padded level sizes to positions `(B, S, D)`.
+
+    Returns:
+        The flattened levels `(B, S, D)`, zero on padding, and their geometry.
+    """
+    groups: dict[Size, list[int]] = defaultdict(list)
+    for i, size in enumerate(image_sizes(pixel_values, pixel_mask)):
+        groups[size].append(i)
+    results = [(rows, pyramid(_crop(pixel_values, rows, size))) for size, rows in groups.items()]
+    sizes, spatial_shapes, flattened = [], [], []
+    for level in range(len(results[0][1])):
+        maps = [(rows, levels[level]) for rows, levels in results]
+        padded: Size = (max(m.shape[2] for _, m in maps), max(m.shape[3] for _, m in maps))
+        own = {row: (m.shape[2], m.shape[3]) for rows, m in maps for row in rows}
+        order = [row for rows, _ in maps for row in rows]
+        canvas = torch.cat([_pad(m, padded) for _, m in maps])
+        if len(maps) > 1:
+            canvas = canvas[torch.tensor(order, device=canvas.device).argsort()]
+        flattened.append(canvas.flatten(2).transpose(1, 2))
+        sizes.append(tuple(own[row] for row in range(len(order))))
+        spatial_shapes.append(padded)
+    positions = embed(tuple(sizes), tuple(spatial_shapes))
+    image_BSD = torch.cat(flattened, 1)
+    context = build_image_context(tuple(sizes), tuple(spatial_shapes), positions.to(image_BSD.dtype))
+    return image_BSD, context
+
+
+def _crop(pixel_values: Tensor, rows: list[int], size: Size) -> Tensor:
+    if len(rows) < len(pixel_values):
+        pixel_values = pixel_values[rows]
+    return pixel_values[:, :, : size[0], : size[1]]
+
+
+def _pad(maps: Tensor, size: Size) -> Tensor:
+    return nn.functional.pad(maps, (0, size[1] - maps.shape[3], 0, size[0] - maps.shape[2]))
+
+
+def build_text_backbone(config: AnyGroundingDinoConfig) -> PreTrainedModel:
+    """The text encoder, without the pooling layer that nothing here reads, where it has one."""
+    try:
+        model: PreTrainedModel = AutoModel.from_config(config.text_config, add_pooling_layer=False)
+    except TypeError:  # an encoder that never has a pooling layer has no such argument
+        model = AutoModel.from_config(config.text_config)
+    return model
+
+
+def encode_text(
+    backbone: nn.Module,
+    input_ids_BT: Tensor,
+    token_type_ids_BT: Tensor | None,
+    position_ids_BT: Tensor,
+    may_attend_B1TT: Tensor,
+) -> Tensor:
+    """Last hidden states `(B, T, C)` with each token seeing its own phrase alone.
+
+    Raises:
+        ValueError: a phrase is longer than the encoder has positions for.
+    """
+    _check_phrase_length(backbone, position_ids_BT)
+    dtype = next(backbone.parameters()).dtype
+    # Additive, because every attention implementation of transformers takes that form.
+    mask = torch.zeros_like(may_attend_B1TT, dtype=dtype).masked_fill(
+        may_attend_B1TT.logical_not(), torch.finfo(dtype).min
+    )
+    if token_type_ids_BT is None:
+        token_type_ids_BT = torch.zeros_like(input_ids_BT)
+    optional = {"token_type_ids": token_type_ids_BT, "position_ids": position_ids_BT}
+    accepted = inspect.signature(backbone.forward).parameters
+    arguments = {name: value for name, value in optional.items() if name in accepted}
+    states: Tensor = backbone(input_ids=input_ids_BT, attention_mask=mask, **arguments).last_hidden_state
+    return states
+
+
+def _check_phrase_length(backbone: nn.Module, position_ids_BT: Tensor) -> None:
+    limit = getattr(backbone.config, "max_position_embeddings", None)
+    if limit is None or position_ids_BT.shape[1] <= limit:
+        return
+    longest = int(position_ids_BT.max()) + 1
+    if longest > limit:
+        raise ValueError(f"A phrase has {longest} tokens, the text encoder reads {limit}: divide the caption with '.'.")

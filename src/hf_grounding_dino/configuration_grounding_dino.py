@@ -1,0 +1,228 @@
+"""The architecture, validated: every option works or is refused here with a message that names it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+import transformers
+from huggingface_hub.dataclasses import strict
+from transformers import PretrainedConfig
+
+BERT_SPECIAL_TOKEN_IDS = (101, 102, 1012, 1029)
+GROUP_NORM_GROUPS = 32
+POSITION_EMBEDDINGS = ("sine", "learned")
+
+
+class LossWeights(NamedTuple):
+    """Weights of class, L1 and GIoU in the matching cost and in the loss."""
+
+    match_class: float
+    match_l1: float
+    match_giou: float
+    loss_class: float
+    loss_l1: float
+    loss_giou: float
+
+
+LOSS_PRESETS = {
+    "paper": LossWeights(1.0, 5.0, 2.0, 2.0, 5.0, 2.0),  # arXiv 2303.05499, table 8
+    "mmdet": LossWeights(2.0, 5.0, 2.0, 1.0, 5.0, 2.0),  # arXiv 2401.02361, section 3
+}
+
+
+class _GroundingDinoOptions:
+    """What both model types share beyond the fields that transformers gives them."""
+
+    @classmethod
+    def from_pretrained(
+        cls: Any,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        revision: str = "main",
+        **kwargs: Any,
+    ) -> Any:
+        """Load the configuration of a repo as the class of its own model type, whichever of the two that is.
+
+        Raises:
+            ValueError: a repo of another family, named.
+        """
+        where: dict[str, Any] = {
+            "cache_dir": cache_dir,
+            "force_download": force_download,
+            "local_files_only": local_files_only,
+            "token": token,
+            "revision": revision,
+        }
+        values, _ = cls.get_config_dict(pretrained_model_name_or_path, **where, **kwargs)
+        own = _own_class(values.get("model_type"))
+        if own is not cls:
+            return own.from_pretrained(pretrained_model_name_or_path, **where, **kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, **where, **kwargs)  # type: ignore[misc]
+
+    def validate_architecture(self: Any) -> None:
+        """Refuse what the network cannot be built from. Runs at construction and before saving."""
+        for refused, reason in [*self._impossible_widths(), *self._unsupported_options()]:
+            if refused:
+                raise ValueError(reason)
+
+    def _impossible_widths(self: Any) -> list[tuple[bool, str]]:
+        encoder, decoder = self.encoder_attention_heads, self.decoder_attention_heads
+        stages = len(self.backbone_config.out_indices or ())
+        return [
+            (encoder % 2 != 0, f"`encoder_attention_heads` ({encoder}) must be even."),
+            (
+                self.d_model % encoder != 0,
+                f"`d_model` ({self.d_model}) must be a multiple of `encoder_attention_heads` ({encoder}).",
+            ),
+            (
+                self.d_model % decoder != 0,
+                f"`d_model` ({self.d_model}) must be a multiple of `decoder_attention_heads` ({decoder}).",
+            ),
+            (
+                self.fusion_dim % max(self.text_attention_heads, 1) != 0,
+                f"Half of `encoder_ffn_dim` ({self.encoder_ffn_dim}) must be a multiple of half of"
+                f" `encoder_attention_heads` ({encoder}).",
+            ),
+            (
+                self.d_model % GROUP_NORM_GROUPS != 0,
+                f"`d_model` ({self.d_model}) must be a multiple of {GROUP_NORM_GROUPS}.",
+            ),
+            (
+                self.num_feature_levels < stages,
+                f"`num_feature_levels` ({self.num_feature_levels}) is less than the {stages} stages that"
+                " `backbone_config.out_indices` asks for; drop stages there.",
+            ),
+        ]
+
+    def _unsupported_options(self: Any) -> list[tuple[bool, str]]:
+        return [
+            (
+                not self.two_stage,
+                "`two_stage=False` is not supported: the queries are selected from the image.",
+            ),
+            (
+                getattr(self, "two_stage_bbox_embed_share", False),
+                "`two_stage_bbox_embed_share=True` is not supported: the first stage has its own head.",
+            ),
+            (
+                not self.tie_word_embeddings,
+                "`tie_word_embeddings=False` is not supported: the decoder refines with its own heads.",
+            ),
+            (self.query_dim != 4, f"`query_dim` must be 4 (a box), not {self.query_dim}."),
+            (
+                self.position_embedding_type not in POSITION_EMBEDDINGS,
+                f"`position_embedding_type` is {self.position_embedding_type!r}, not one of {POSITION_EMBEDDINGS}.",
+            ),
+            (
+                len(self.phrase_boundary_token_ids) < 2,
+                "`phrase_boundary_token_ids` must hold at least the two ids that enclose a prompt.",
+            ),
+        ]
+
+    def validate_loss(self: Any) -> None:
+        """Refuse loss weights that the preset would silently override."""
+        if self.loss_preset == "custom":
+            return
+        if self.loss_preset not in LOSS_PRESETS:
+            raise ValueError(f"`loss_preset` must be one of {[*LOSS_PRESETS, 'custom']}, not {self.loss_preset!r}.")
+        if self._custom_loss_weights() not in (LOSS_PRESETS["paper"], LOSS_PRESETS[self.loss_preset]):
+            raise ValueError(
+                "`class_cost`, `bbox_cost`, `giou_cost` and the loss coefficients count with `loss_preset='custom'`"
+                f" only; the preset {self.loss_preset!r} sets them itself."
+            )
+
+    def _custom_loss_weights(self: Any) -> LossWeights:
+        return LossWeights(
+            match_class=self.class_cost,
+            match_l1=self.bbox_cost,
+            match_giou=self.giou_cost,
+            loss_class=self.class_loss_coefficient,
+            loss_l1=self.bbox_loss_coefficient,
+            loss_giou=self.giou_loss_coefficient,
+        )
+
+    @property
+    def loss_weights(self) -> LossWeights:
+        """The weights of matching and loss that `loss_preset` stands for."""
+        preset: str = self.loss_preset  # type: ignore[attr-defined]
+        return LOSS_PRESETS.get(preset, self._custom_loss_weights())
+
+    @property
+    def fusion_dim(self: Any) -> int:
+        """Width of the fusion's attention and of the text enhancer's feed-forward layer."""
+        return int(self.encoder_ffn_dim) // 2
+
+    @property
+    def text_attention_heads(self: Any) -> int:
+        """Heads of the fusion's and the text enhancer's attention."""
+        return int(self.encoder_attention_heads) // 2
+
+
+@strict
+class GroundingDinoConfig(_GroundingDinoOptions, transformers.GroundingDinoConfig):
+    """Configuration of Grounding DINO (arXiv 2303.05499), `model_type` "grounding-dino".
+
+    Every field of `transformers.GroundingDinoConfig` is here under its own name. Three meanings differ, in training
+    alone: `auxiliary_loss` says whether `auxiliary_outputs` are returned (the loss always supervises every layer),
+    `two_stage=False` is refused, and the loss weights count only with `loss_preset="custom"`.
+
+    Additional fields:
+        loss_preset: "paper" (match 1/5/2, loss 2/5/2), "mmdet" (match 2/5/2, loss 1/5/2) or "custom".
+        class_loss_coefficient: weight of the classification loss under "custom".
+        phrase_boundary_token_ids: token ids that end a block of text attention; [CLS], [SEP], "." and "?" of BERT.
+
+    Raises:
+        ValueError: an option that cannot be built, named.
+    """
+
+    model_type = "grounding-dino"
+
+    loss_preset: str = "paper"
+    class_loss_coefficient: float = 2.0
+    phrase_boundary_token_ids: list[int] | tuple[int, ...] = BERT_SPECIAL_TOKEN_IDS
+
+
+@strict
+class MMGroundingDinoConfig(_GroundingDinoOptions, transformers.MMGroundingDinoConfig):
+    """Configuration of MM-Grounding-DINO (arXiv 2401.02361) and LLMDet, `model_type` "mm-grounding-dino".
+
+    As `GroundingDinoConfig`, with scaled and biased class logits, heads that need not be shared
+    (`decoder_bbox_embed_share`, `decoder_cls_embed_share`), and the "mmdet" loss preset by default.
+    """
+
+    model_type = "mm-grounding-dino"
+
+    loss_preset: str = "mmdet"
+    class_loss_coefficient: float = 2.0
+    phrase_boundary_token_ids: list[int] | tuple[int, ...] = BERT_SPECIAL_TOKEN_IDS
+
+
+AnyGroundingDinoConfig = GroundingDinoConfig | MMGroundingDinoConfig
+
+CONFIG_BY_MODEL_TYPE: dict[str, type[AnyGroundingDinoConfig]] = {
+    GroundingDinoConfig.model_type: GroundingDinoConfig,
+    MMGroundingDinoConfig.model_type: MMGroundingDinoConfig,
+}
+
+
+def as_own_config(config: PretrainedConfig) -> AnyGroundingDinoConfig:
+    """`config` as this package's class of the same model type; itself where it is one already.
+
+    Raises:
+        ValueError: a configuration of another family, named.
+    """
+    if isinstance(config, GroundingDinoConfig | MMGroundingDinoConfig):
+        return config
+    own = _own_class(config.model_type).from_dict(config.to_dict())
+    own._attn_implementation = config._attn_implementation
+    return own
+
+
+def _own_class(model_type: str | None) -> type[AnyGroundingDinoConfig]:
+    if model_type not in CONFIG_BY_MODEL_TYPE:
+        raise ValueError(f"This is a model of type {model_type!r}, not one of {sorted(CONFIG_BY_MODEL_TYPE)}.")
+    return CONFIG_BY_MODEL_TYPE[model_type]

@@ -1,0 +1,133 @@
+"""The cross-modality decoder (section 3.4 of the paper) with iterative box refinement, looking forward twice (DINO).
+
+Shapes: `B` batch, `Q` queries, `S` image tokens, `T` text tokens, `D` width.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .attention import MultiheadAttention
+from .configuration_grounding_dino import AnyGroundingDinoConfig
+from .context import ImageContext, TextContext
+from .deformable import DeformableAttention
+from .heads import BoxHead, Perceptron, build_heads
+from .positions import box_position_embedding
+
+
+class Memory(NamedTuple):
+    """What the queries look at: enhanced image and text with their contexts, and which queries are real."""
+
+    image_BSD: Tensor
+    text_BTD: Tensor
+    image: ImageContext
+    text: TextContext
+    may_attend_B11Q: Tensor | None
+
+
+class DecoderWeights(NamedTuple):
+    """Attention weights of one layer: over queries, over text, image samples."""
+
+    queries: Tensor | None
+    text: Tensor | None
+    image: Tensor | None
+
+
+class DecoderLayer(GradientCheckpointingLayer):
+    """Queries attend to each other, to the text, and around their boxes to the image."""
+
+    def __init__(self, config: AnyGroundingDinoConfig) -> None:
+        super().__init__()
+        width, heads, epsilon = config.d_model, config.decoder_attention_heads, config.layer_norm_eps
+        self.self_attn = MultiheadAttention(config, heads)
+        self.self_attn_layer_norm = nn.LayerNorm(width, epsilon)
+        self.encoder_attn_text = MultiheadAttention(config, heads)
+        self.encoder_attn_text_layer_norm = nn.LayerNorm(width, epsilon)
+        self.encoder_attn = DeformableAttention(config, heads, config.decoder_n_points)
+        self.encoder_attn_layer_norm = nn.LayerNorm(width, epsilon)
+        self.fc1 = nn.Linear(width, config.decoder_ffn_dim)
+        self.fc2 = nn.Linear(config.decoder_ffn_dim, width)
+        self.final_layer_norm = nn.LayerNorm(width, epsilon)
+        self.activation_fn = ACT2FN[config.activation_function]
+        self.dropout = nn.Dropout(config.dropout)
+        self.activation_dropout = nn.Dropout(config.activation_dropout)
+
+    def initialize_parameters(self) -> None:
+        """Xavier."""
+        init.xavier_uniform_(self.fc1.weight)
+        init.xavier_uniform_(self.fc2.weight)
+
+    def forward(
+        self, hidden_BQD: Tensor, position_BQD: Tensor, references_BQL4: Tensor, memory: Memory, want_weights: bool
+    ) -> tuple[Tensor, DecoderWeights | None]:
+        """Queries after the layer, and the attention weights when wanted."""
+        query = hidden_BQD + position_BQD
+        update, over_queries = self.self_attn(query, query, hidden_BQD, memory.may_attend_B11Q, want_weights)
+        hidden_BQD = self.self_attn_layer_norm(hidden_BQD + self.dropout(update))
+        update, over_text = self.encoder_attn_text(
+            hidden_BQD + position_BQD, memory.text_BTD, memory.text_BTD, memory.text.may_attend_B11T, want_weights
+        )
+        hidden_BQD = self.encoder_attn_text_layer_norm(hidden_BQD + self.dropout(update))
+        update, samples = self.encoder_attn(hidden_BQD + position_BQD, memory.image_BSD, references_BQL4, memory.image)
+        hidden_BQD = self.encoder_attn_layer_norm(hidden_BQD + self.dropout(update))
+        update = self.fc2(self.activation_dropout(self.activation_fn(self.fc1(hidden_BQD))))
+        hidden_BQD = self.final_layer_norm(hidden_BQD + self.dropout(update))
+        return hidden_BQD, DecoderWeights(over_queries, over_text, samples) if want_weights else None
+
+
+class DecoderOutput(NamedTuple):
+    """What each layer leaves behind.
+
+    hidden: normed queries after each layer, `(B, Q, D)`.
+    references: the box each layer's prediction starts from, with the gradient of the layer before, `(B, Q, 4)`.
+    refined: the box after each layer, `(B, Q, 4)`.
+    weights: attention weights of each layer, when recorded.
+    """
+
+    hidden: tuple[Tensor, ...]
+    references: tuple[Tensor, ...]
+    refined: tuple[Tensor, ...]
+    weights: tuple[DecoderWeights, ...]
+
+
+class CrossModalityDecoder(nn.Module):
+    """All layers of the decoder; `bbox_embed` refines the boxes between them."""
+
+    bbox_embed: nn.ModuleList
+    class_embed: nn.ModuleList
+
+    def __init__(self, config: AnyGroundingDinoConfig) -> None:
+        super().__init__()
+        self.width = config.d_model
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        self.layer_norm = nn.LayerNorm(config.d_model, config.layer_norm_eps)
+        self.reference_points_head = Perceptron(config.d_model * 2, config.d_model, config.d_model, num_layers=2)
+        self.bbox_embed, self.class_embed = build_heads(config)
+
+    def forward(self, hidden_BQD: Tensor, boxes_BQ4: Tensor, memory: Memory, want_weights: bool) -> DecoderOutput:
+        """Refine the queries' boxes (cx, cy, w, h), float32 in [0, 1] of the un-padded image."""
+        ratios_B1L4 = memory.image.valid_ratios_BL2.repeat(1, 1, 2)[:, None]
+        hidden, references, refined, weights = [], [boxes_BQ4], [], []
+        for layer, head in zip(self.layers, self.bbox_embed, strict=True):
+            start_BQ4 = references[-1].detach()
+            position = box_position_embedding(start_BQ4, self.width // 2).to(hidden_BQD.dtype)
+            hidden_BQD, layer_weights = layer(
+                hidden_BQD,
+                self.reference_points_head(position),
+                start_BQ4[:, :, None] * ratios_B1L4,
+                memory,
+                want_weights,
+            )
+            assert isinstance(head, BoxHead)
+            references.append(head.refine(hidden_BQD, start_BQ4))
+            refined.append(references[-1].detach())
+            hidden.append(self.layer_norm(hidden_BQD))
+            weights.append(layer_weights)
+        return DecoderOutput(
+            tuple(hidden), tuple(references[:-1]), tuple(refined), tuple(w for w in weights if w is not None)
+        )

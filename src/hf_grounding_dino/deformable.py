@@ -1,0 +1,127 @@
+"""Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, equation 3).
+
+Shapes: `B` batch, `S` image tokens, `N` queries, `H` heads, `L` levels, `P` points, `C` width of a head, `D` = H * C.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from .configuration_grounding_dino import AnyGroundingDinoConfig
+from .context import ImageContext
+
+
+def multi_scale_deformable_attention_reference(
+    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], sampling_locations: Tensor, attention_weights: Tensor
+) -> Tensor:
+    """The plain definition of `multi_scale_deformable_attention`, same contract."""
+    batch, _, heads, width = value.shape
+    queries = sampling_locations.shape[1]
+    levels = value.split([h * w for h, w in spatial_shapes], 1)
+    # Half-precision coordinates would be off by up to half a cell, so everything here is at least float32.
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    grids = 2 * sampling_locations.to(dtype) - 1
+    sampled = []
+    for level, (height, level_width) in enumerate(spatial_shapes):
+        maps = levels[level].to(dtype).permute(0, 2, 3, 1).reshape(batch * heads, width, height, level_width)
+        grid = grids[:, :, :, level].transpose(1, 2).flatten(0, 1)
+        sampled.append(nn.functional.grid_sample(maps, grid, "bilinear", "zeros", align_corners=False))
+    weights = attention_weights.to(dtype).transpose(1, 2).reshape(batch * heads, 1, queries, -1)
+    output = (torch.stack(sampled, -2).flatten(-2) * weights).sum(-1)
+    return output.view(batch, heads * width, queries).transpose(1, 2).to(value.dtype)
+
+
+def multi_scale_deformable_attention(
+    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], sampling_locations: Tensor, attention_weights: Tensor
+) -> Tensor:
+    """Weighted sum of bilinear samples from every level of a feature pyramid.
+
+    Zero outside the map; pixel centres at half integers.
+
+    Args:
+        value: `(B, S, H, C)`, the levels' cells one after another, rows first.
+        spatial_shapes: (height, width) of each level, Σ height · width = S.
+        sampling_locations: `(B, N, H, L, P, 2)`, (x, y) in units of each level: [0, 1] is inside.
+        attention_weights: `(B, N, H, L, P)`, already normalised.
+
+    Returns:
+        `(B, N, H * C)` in the type of `value`.
+
+    Raises:
+        ValueError: a level is empty, or the levels do not add up to S.
+    """
+    if any(h < 1 or w < 1 for h, w in spatial_shapes):
+        raise ValueError(f"`spatial_shapes` holds an empty level: {list(spatial_shapes)}.")
+    if sum(h * w for h, w in spatial_shapes) != value.shape[1]:
+        raise ValueError(f"`spatial_shapes` {list(spatial_shapes)} do not add up to the {value.shape[1]} of `value`.")
+    return multi_scale_deformable_attention_reference(value, spatial_shapes, sampling_locations, attention_weights)
+
+
+class DeformableAttention(nn.Module):
+    """Each query looks at a few learned points around its reference on every level."""
+
+    def __init__(self, config: AnyGroundingDinoConfig, num_heads: int, num_points: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.num_levels = config.num_feature_levels
+        self.num_points = num_points
+        self.use_reference = config.disable_custom_kernels
+        samples = num_heads * self.num_levels * num_points
+        self.sampling_offsets = nn.Linear(config.d_model, samples * 2)
+        self.attention_weights = nn.Linear(config.d_model, samples)
+        self.value_proj = nn.Linear(config.d_model, config.d_model)
+        self.output_proj = nn.Linear(config.d_model, config.d_model)
+
+    def initialize_parameters(self) -> None:
+        """Head h looks in direction 2 pi h / H, point p at p + 1 cells; all points weigh the same."""
+        angle = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
+        direction = torch.stack([angle.cos(), angle.sin()], -1)
+        direction = direction / direction.abs().amax(-1, keepdim=True)
+        step = torch.arange(1, self.num_points + 1, dtype=torch.float32)
+        bias = direction[:, None, None] * step[None, None, :, None]
+        init.zeros_(self.sampling_offsets.weight)
+        init.copy_(self.sampling_offsets.bias, bias.expand(-1, self.num_levels, -1, -1).flatten())
+        init.zeros_(self.attention_weights.weight)
+        init.xavier_uniform_(self.value_proj.weight)
+        init.xavier_uniform_(self.output_proj.weight)
+
+    def forward(
+        self, query_BND: Tensor, image_BSD: Tensor, references: Tensor, image: ImageContext
+    ) -> tuple[Tensor, Tensor]:
+        """Attend to the image around the references.
+
+        Args:
+            references: `(B, N, L, 2)` points or `(B, N, L, 4)` boxes (cx, cy, w, h) in units of each padded level.
+
+        Returns:
+            `(B, N, D)` and the weights `(B, N, H, L, P)`.
+        """
+        value = self.value_proj(image_BSD)
+        if image.padding_BS1 is not None:
+            value = value.masked_fill(image.padding_BS1, 0.0)
+        offsets = self.sampling_offsets(query_BND).float()
+        offsets = offsets.unflatten(-1, (self.num_heads, self.num_levels, self.num_points, 2))
+        weights = self.attention_weights(query_BND).unflatten(-1, (self.num_heads, -1))
+        weights = weights.softmax(-1).unflatten(-1, (self.num_levels, self.num_points))
+        attention = (
+            multi_scale_deformable_attention_reference if self.use_reference else multi_scale_deformable_attention
+        )
+        output = attention(
+            value.unflatten(-1, (self.num_heads, -1)),
+            image.spatial_shapes,
+            self._locations(references[:, :, None, :, None], offsets, image),
+            weights,
+        )
+        return self.output_proj(output), weights
+
+    def _locations(self, references_BN1L1R: Tensor, offsets: Tensor, image: ImageContext) -> Tensor:
+        if references_BN1L1R.shape[-1] == 2:
+            cells = torch.tensor([(w, h) for h, w in image.spatial_shapes], device=offsets.device, dtype=torch.float32)
+            return references_BN1L1R + offsets / cells[:, None]
+        centre, size = references_BN1L1R.split(2, -1)
+        return centre + offsets / self.num_points * size * 0.5

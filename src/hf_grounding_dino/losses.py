@@ -1,0 +1,106 @@
+"""The training objective: contrastive focal, L1 and GIoU losses over every decoder layer and the first stage.
+
+Sections 3.5 and A of the paper, in the form MM-Grounding-DINO (arXiv 2401.02361) trains with.
+
+Shapes: `K` prediction sets (decoder layers, then the first stage), `B` batch, `Q` queries, `T` text tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.ops import sigmoid_focal_loss
+
+from .boxes import center_to_corners, paired_generalized_iou
+from .configuration_grounding_dino import LossWeights
+from .matcher import FOCAL_GAMMA, match
+from .targets import Targets
+
+
+class Predictions(NamedTuple):
+    """All prediction sets: logits, -inf where there is no token or no query, and boxes (cx, cy, w, h) in [0, 1]."""
+
+    logits_KBQT: Tensor
+    boxes_KBQ4: Tensor
+
+
+class Matches(NamedTuple):
+    """Every assigned pair of the batch: its set, image and query, the box and the tokens it should give."""
+
+    sets_M: Tensor
+    images_M: Tensor
+    queries_M: Tensor
+    boxes_M4: Tensor
+    tokens_MT: Tensor
+
+
+def count_boxes(targets: Sequence[Targets], device: torch.device) -> Tensor:
+    """What a batch's losses are divided by: its boxes, averaged over the processes of a distributed run, at least 1."""
+    boxes = torch.tensor(float(sum(len(t.boxes_G4) for t in targets)), device=device)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(boxes)
+        boxes = boxes / torch.distributed.get_world_size()
+    return boxes.clamp(min=1.0)
+
+
+def grounding_loss(
+    predictions: Predictions, targets: Sequence[Targets], weights: LossWeights, alpha: float, num_boxes: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of a batch: the sum of its images' losses over one normaliser.
+
+    Args:
+        alpha: balance of the focal loss; gamma is 2.
+        num_boxes: the normaliser, see `count_boxes`.
+
+    Returns:
+        The weighted total, and the terms before weighting: `loss_ce`, `loss_bbox` and `loss_giou` for the last
+        layer, with `_0`, `_1`, ... for the layers before it and `_enc` for the first stage.
+    """
+    logits_KBQT, boxes_KBQ4 = predictions.logits_KBQT.float(), predictions.boxes_KBQ4.float()
+    matches = _match_batch(logits_KBQT, boxes_KBQ4, targets, weights, alpha)
+    num_sets = len(logits_KBQT)
+    class_K = _focal_loss(logits_KBQT, matches, alpha) / num_boxes
+    l1_M, giou_M = _box_losses(boxes_KBQ4, matches)
+    l1_K = torch.zeros_like(class_K).index_add(0, matches.sets_M, l1_M) / num_boxes
+    giou_K = torch.zeros_like(class_K).index_add(0, matches.sets_M, giou_M) / num_boxes
+    total = (weights.loss_class * class_K + weights.loss_l1 * l1_K + weights.loss_giou * giou_K).sum()
+    suffixes = [*(f"_{i}" for i in range(num_sets - 2)), "", "_enc"]
+    terms = {"loss_ce": class_K, "loss_bbox": l1_K, "loss_giou": giou_K}
+    return total, {f"{name}{s}": term[k] for k, s in enumerate(suffixes) for name, term in terms.items()}
+
+
+def _match_batch(
+    logits_KBQT: Tensor, boxes_KBQ4: Tensor, targets: Sequence[Targets], weights: LossWeights, alpha: float
+) -> Matches:
+    device = logits_KBQT.device
+    rows: list[tuple[int, int, Tensor, Tensor]] = []
+    for b, target in enumerate(targets):
+        pairs = match(logits_KBQT[:, b], boxes_KBQ4[:, b], target, weights, alpha)
+        rows += [(k, b, queries, boxes) for k, (queries, boxes) in enumerate(pairs)]
+    sizes = torch.tensor([len(queries) for _, _, queries, _ in rows])
+    return Matches(
+        sets_M=torch.tensor([k for k, *_ in rows]).repeat_interleave(sizes).to(device),
+        images_M=torch.tensor([b for _, b, *_ in rows]).repeat_interleave(sizes).to(device),
+        queries_M=torch.cat([queries for _, _, queries, _ in rows]).to(device),
+        boxes_M4=torch.cat([targets[b].boxes_G4[boxes.to(device)] for _, b, _, boxes in rows]),
+        tokens_MT=torch.cat([targets[b].tokens_GT[boxes.to(device)] for _, b, _, boxes in rows]),
+    )
+
+
+def _focal_loss(logits_KBQT: Tensor, matches: Matches, alpha: float) -> Tensor:
+    """Summed over images, queries and real tokens; everything unmatched is background."""
+    real = logits_KBQT > -torch.inf
+    wanted = torch.zeros_like(logits_KBQT)
+    wanted[matches.sets_M, matches.images_M, matches.queries_M] = matches.tokens_MT.to(wanted.dtype)
+    loss = sigmoid_focal_loss(logits_KBQT.masked_fill(real.logical_not(), 0.0), wanted, alpha, FOCAL_GAMMA)
+    return loss.masked_fill(real.logical_not(), 0.0).sum((1, 2, 3))
+
+
+def _box_losses(boxes_KBQ4: Tensor, matches: Matches) -> tuple[Tensor, Tensor]:
+    predicted_M4 = boxes_KBQ4[matches.sets_M, matches.images_M, matches.queries_M]
+    l1_M = (predicted_M4 - matches.boxes_M4).abs().sum(-1)
+    giou_M = paired_generalized_iou(center_to_corners(predicted_M4), center_to_corners(matches.boxes_M4))
+    return l1_M, 1 - giou_M

@@ -1,0 +1,391 @@
+"""Grounding DINO and MM-Grounding-DINO: one network for both, after figure 3 of arXiv 2303.05499.
+
+Shapes: `B` batch, `S` image tokens, `T` text tokens, `Q` queries, `D` width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils.generic import can_return_tuple
+
+from .backbones import (
+    ImageBackbone,
+    build_input_projections,
+    build_text_backbone,
+    encode_text,
+    feature_pyramid,
+    padded_pyramid,
+)
+from .configuration_grounding_dino import (
+    AnyGroundingDinoConfig,
+    GroundingDinoConfig,
+    MMGroundingDinoConfig,
+    as_own_config,
+)
+from .context import ImageContext, Recording, Size, TextContext
+from .decoder import CrossModalityDecoder, DecoderOutput, DecoderWeights, Memory
+from .enhancer import EnhancerWeights, FeatureEnhancer
+from .heads import BoxHead, ContrastiveHead, build_heads, pad_logits, tied_heads
+from .losses import Predictions, count_boxes, grounding_loss
+from .outputs import GroundingDinoModelOutput, GroundingDinoObjectDetectionOutput, common_fields
+from .positions import text_position_embedding
+from .prompts import phrase_numbers, sub_sentence_attention
+from .query_selection import FirstStage, gather_tokens, grid_proposals, select_queries
+from .targets import prepare_targets
+
+
+class LayerPredictions(NamedTuple):
+    """Everything the heads and the loss read of one forward pass."""
+
+    decoder: DecoderOutput
+    first_stage: FirstStage
+    text_BTD: Tensor
+    text: TextContext
+
+
+class GroundingDinoPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation for both model types."""
+
+    config_class: type[AnyGroundingDinoConfig] = GroundingDinoConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ["image", "text"]
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["EnhancerLayer", "DecoderLayer", "SwinStage", "BertLayer"]
+    _keys_to_ignore_on_load_unexpected = [r"relative_position_index$"]
+    _keys_to_ignore_on_load_missing = [r"swin\.layernorm\."]
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        super().__init__(as_own_config(config))
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Initialise every module, as for the models of transformers: the parameters keep what was loaded."""
+        return False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        initialize = getattr(module, "initialize_parameters", None)
+        if initialize is not None:
+            initialize()
+
+
+class GroundingDinoModel(GroundingDinoPreTrainedModel):
+    """Everything up to the queries after the last decoder layer, without the heads on top."""
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        super().__init__(config)
+        own = cast(AnyGroundingDinoConfig, self.config)
+        self.backbone = ImageBackbone(own)
+        self.input_proj_vision = build_input_projections(self.backbone.conv_encoder.model.channels, own)
+        self.text_backbone = build_text_backbone(own)
+        self.text_projection = nn.Linear(own.get_text_config().hidden_size, own.d_model)
+        self.level_embed = nn.Parameter(torch.empty(own.num_feature_levels, own.d_model))
+        self.encoder = FeatureEnhancer(own)
+        self.enc_output = nn.Linear(own.d_model, own.d_model)
+        self.enc_output_norm = nn.LayerNorm(own.d_model, own.layer_norm_eps)
+        self.encoder_output_class_embed = ContrastiveHead(own)
+        self.encoder_output_bbox_embed = BoxHead(own.d_model)
+        if own.embedding_init_target:
+            self.query_position_embeddings = nn.Embedding(own.num_queries, own.d_model)
+        self.decoder = CrossModalityDecoder(own)
+        self.post_init()
+
+    def initialize_parameters(self) -> None:
+        """Normal level embeddings and queries, Xavier projections, as the original."""
+        init.normal_(self.level_embed)
+        init.xavier_uniform_(self.text_projection.weight)
+        init.xavier_uniform_(self.enc_output.weight)
+        for convolution in self.input_proj_vision.modules():
+            if isinstance(convolution, nn.Conv2d):
+                init.xavier_uniform_(convolution.weight)
+        if self.config.embedding_init_target:
+            init.normal_(self.query_position_embeddings.weight)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word embeddings of the text encoder."""
+        return self.text_backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the word embeddings of the text encoder."""
+        self.text_backbone.set_input_embeddings(value)
+
+    def freeze_backbone(self) -> None:
+        """Keep the image backbone as it is in training."""
+        self.backbone.conv_encoder.set_requires_grad(False)
+
+    def unfreeze_backbone(self) -> None:
+        """Train the image backbone."""
+        self.backbone.conv_encoder.set_requires_grad(True)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        token_type_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> GroundingDinoModelOutput:
+        """Find the prompt's words in the images.
+
+        Args:
+            pixel_values: `(B, 3, H, W)`, normalised images at the top left of the canvas.
+            input_ids: `(B, T)`, prompts as the processor encodes them; any length.
+            token_type_ids: `(B, T)`; zeros when left out.
+            attention_mask: `(B, T)`, 1 on tokens, 0 on padding; ones when left out.
+            pixel_mask: `(B, H, W)`, 1 on each image's own pixels; ones when left out.
+            output_attentions: return attention weights; the attention is then computed step by step.
+            output_hidden_states: return the states of every layer.
+        """
+        return self.predict(
+            pixel_values, input_ids, token_type_ids, attention_mask, pixel_mask, output_attentions, output_hidden_states
+        )[0]
+
+    def predict(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        token_type_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        pixel_mask: Tensor | None,
+        output_attentions: bool | None,
+        output_hidden_states: bool | None,
+    ) -> tuple[GroundingDinoModelOutput, LayerPredictions]:
+        """`forward`, and beside its result what the heads and the loss need."""
+        record = Recording(
+            states=bool(self.config.output_hidden_states if output_hidden_states is None else output_hidden_states),
+            weights=bool(self.config.output_attentions if output_attentions is None else output_attentions),
+        )
+        image_BSD, image = padded_pyramid(pixel_values, pixel_mask, self._pyramid, self._image_positions)
+        text_BTD, text = self._text(input_ids, token_type_ids, attention_mask)
+        enhanced = self.encoder(image_BSD, text_BTD, image, text, record)
+        first_stage = self._select_queries(enhanced.image_BSD, enhanced.text_BTD, image, text)
+        memory = Memory(enhanced.image_BSD, enhanced.text_BTD, image, text, first_stage.may_attend_B11Q)
+        decoded = self.decoder(first_stage.content_BQD, first_stage.boxes_BQ4, memory, record.weights)
+        width = self.config.max_text_len
+        output = GroundingDinoModelOutput(
+            last_hidden_state=decoded.hidden[-1],
+            init_reference_points=first_stage.boxes_BQ4.detach(),
+            intermediate_hidden_states=torch.stack(decoded.hidden, 1),
+            intermediate_reference_points=torch.stack(decoded.refined, 1),
+            encoder_last_hidden_state_vision=enhanced.image_BSD,
+            encoder_last_hidden_state_text=enhanced.text_BTD,
+            encoder_logits=pad_logits(first_stage.logits_BQT, width),
+            encoder_pred_boxes=first_stage.boxes_BQ4,
+        )
+        if record.states:
+            output.encoder_vision_hidden_states = enhanced.image_states
+            output.encoder_text_hidden_states = enhanced.text_states
+            output.decoder_hidden_states = (self.decoder.layer_norm(first_stage.content_BQD), *decoded.hidden)
+            output.enc_outputs_class = pad_logits(first_stage.all_logits_BST, width)
+            output.enc_outputs_coord_logits = self._all_box_logits(first_stage, image)
+        if record.weights:
+            output.encoder_attentions = _by_kind(enhanced.weights)
+            output.decoder_attentions = _by_kind(decoded.weights)
+        return output, LayerPredictions(decoded, first_stage, enhanced.text_BTD, text)
+
+    def _pyramid(self, pixel_values: Tensor) -> list[Tensor]:
+        return feature_pyramid(self.backbone, self.input_proj_vision, pixel_values)
+
+    def _image_positions(self, sizes: tuple[tuple[Size, ...], ...], spatial_shapes: tuple[Size, ...]) -> Tensor:
+        embed, device = self.backbone.position_embedding, self.level_embed.device
+        levels = zip(sizes, spatial_shapes, self.level_embed, strict=True)
+        return torch.cat([embed(own, padded, device) + level for own, padded, level in levels], 1)
+
+    def _text(
+        self, input_ids: Tensor, token_type_ids: Tensor | None, attention_mask: Tensor | None
+    ) -> tuple[Tensor, TextContext]:
+        may_attend_BTT, position_ids = sub_sentence_attention(input_ids, self.config.phrase_boundary_token_ids)
+        may_attend_B1TT = may_attend_BTT[:, None]
+        states = encode_text(self.text_backbone, input_ids, token_type_ids, position_ids, may_attend_B1TT)
+        text_BTD = self.text_projection(states)
+        real_BT = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        positions = text_position_embedding(position_ids, self.config.d_model).to(text_BTD.dtype)
+        return text_BTD, TextContext(may_attend_B1TT, real_BT.bool()[:, None, None], positions)
+
+    def _select_queries(
+        self, image_BSD: Tensor, text_BTD: Tensor, image: ImageContext, text: TextContext
+    ) -> FirstStage:
+        """Section 3.3 of the paper."""
+        proposals = grid_proposals(image)
+        kept_BSD = image_BSD.masked_fill(proposals.keeps_features_BS1.logical_not(), 0.0)
+        features_BSD = self.enc_output_norm(self.enc_output(kept_BSD))
+        all_logits = self.encoder_output_class_embed(features_BSD, text_BTD, text.may_attend_B11T)
+        chosen = select_queries(all_logits, image, self.config.num_queries)
+        chosen_BQD = gather_tokens(features_BSD, chosen.indices_BQ)
+        boxes = gather_tokens(proposals.boxes_BS4, chosen.indices_BQ)
+        logits = gather_tokens(all_logits, chosen.indices_BQ)
+        if chosen.may_attend_BQ is not None:
+            logits = logits.masked_fill(chosen.may_attend_BQ.logical_not()[..., None], -torch.inf)
+        return FirstStage(
+            content_BQD=self._query_content(chosen_BQD),
+            boxes_BQ4=self.encoder_output_bbox_embed.refine(chosen_BQD, boxes, epsilon=None),
+            logits_BQT=logits,
+            may_attend_B11Q=None if chosen.may_attend_BQ is None else chosen.may_attend_BQ[:, None, None],
+            all_logits_BST=all_logits,
+            features_BSD=features_BSD,
+        )
+
+    def _query_content(self, chosen_BQD: Tensor) -> Tensor:
+        if self.config.embedding_init_target:
+            return self.query_position_embeddings.weight.expand(len(chosen_BQD), -1, -1)
+        return chosen_BQD.detach()
+
+    def _all_box_logits(self, first_stage: FirstStage, image: ImageContext) -> Tensor:
+        offsets: Tensor = self.encoder_output_bbox_embed(first_stage.features_BSD).float()
+        return offsets + torch.special.logit(grid_proposals(image).boxes_BS4)
+
+
+def _by_kind(weights: Sequence[EnhancerWeights] | Sequence[DecoderWeights]) -> tuple[tuple[Tensor, ...], ...]:
+    """From a tuple of kinds for each layer to a tuple of layers for each kind, as transformers orders them."""
+    return tuple(zip(*weights, strict=True))
+
+
+class GroundingDinoForObjectDetection(GroundingDinoPreTrainedModel):
+    """The detector: a box and a similarity to every word from every query.
+
+    Constructed from a configuration of either model type; `from_pretrained` takes a repo of either.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> GroundingDinoForObjectDetection:
+        """Give the model the class whose name belongs to its configuration, as that name is written to disk."""
+        # A copy of a model is made without a configuration, by a class that already fits.
+        config = args[0] if args else kwargs.get("config")
+        if cls is GroundingDinoForObjectDetection and isinstance(config, transformers.MMGroundingDinoConfig):
+            cls = MMGroundingDinoForObjectDetection
+        return super().__new__(cls)
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        super().__init__(config)
+        own = cast(AnyGroundingDinoConfig, self.config)
+        self._tied_weights_keys = tied_heads(own)
+        self.model = GroundingDinoModel(own)
+        self.bbox_embed, self.class_embed = build_heads(own)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word embeddings of the text encoder."""
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the word embeddings of the text encoder."""
+        self.model.set_input_embeddings(value)
+
+    def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
+        """Make decoder head i and head i one tensor, and all heads one where the configuration shares them.
+
+        Raises:
+            ValueError: a checkpoint holds different heads although the configuration shares them.
+        """
+        if missing_keys is not None:
+            self._refuse_untied_heads(missing_keys)
+        super().tie_weights(missing_keys, recompute_mapping)
+
+    def _refuse_untied_heads(self, missing_keys: set[str]) -> None:
+        for target, source in self.get_expanded_tied_weights_keys().items():
+            if target in missing_keys or source in missing_keys:
+                continue
+            if not torch.equal(self.get_parameter(target), self.get_parameter(source)):
+                flag = "decoder_bbox_embed_share" if "bbox_embed" in target else "decoder_cls_embed_share"
+                raise ValueError(
+                    f"The checkpoint holds different values for {source} and {target}, but its configuration has"
+                    f" `{flag}=True`: set `{flag}` to False in config.json."
+                )
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        token_type_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        labels: Sequence[Mapping[str, Any]] | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        num_boxes: Tensor | float | None = None,
+    ) -> GroundingDinoObjectDetectionOutput:
+        """Detect the prompt's words in the images, and with labels compute the loss.
+
+        Arguments beyond these are those of `GroundingDinoModel.forward`.
+
+        Args:
+            labels: a dict an image: `boxes (n, 4)`, (cx, cy, w, h) in [0, 1] of the un-padded image, and either
+                `class_labels (n,)`, which phrase of the prompt each box is, or `token_mask (n, T)`, which tokens it
+                is called by. n may be 0.
+            num_boxes: what the loss is divided by; left out, `losses.count_boxes` of this batch. A loop that
+                accumulates gradients gives the number for its whole step.
+
+        Raises:
+            ValueError: malformed labels, naming the image and the box.
+        """
+        model_output, layers = self.model.predict(
+            pixel_values, input_ids, token_type_ids, attention_mask, pixel_mask, output_attentions, output_hidden_states
+        )
+        predictions = self._predictions(layers, every_layer=labels is not None)
+        width = self.config.max_text_len
+        output = GroundingDinoObjectDetectionOutput(
+            logits=pad_logits(predictions.logits_KBQT[-1], width),
+            pred_boxes=predictions.boxes_KBQ4[-1],
+            input_ids=input_ids,
+            **common_fields(model_output),
+        )
+        if labels is not None:
+            output.loss, output.loss_dict = self._loss(predictions, layers.first_stage, input_ids, labels, num_boxes)
+            if self.config.auxiliary_loss:
+                pairs = zip(predictions.logits_KBQT[:-1], predictions.boxes_KBQ4[:-1], strict=True)
+                output.auxiliary_outputs = [{"logits": pad_logits(z, width), "pred_boxes": b} for z, b in pairs]
+        return output
+
+    def _predictions(self, layers: LayerPredictions, every_layer: bool) -> Predictions:
+        chosen = range(len(layers.decoder.hidden))[0 if every_layer else -1 :]
+        logits, boxes = [], []
+        for i in chosen:
+            box_head, class_head = self.bbox_embed[i], self.class_embed[i]
+            assert isinstance(box_head, BoxHead)
+            hidden_BQD = layers.decoder.hidden[i]
+            layer_logits = class_head(hidden_BQD, layers.text_BTD, layers.text.may_attend_B11T)
+            if layers.first_stage.may_attend_B11Q is not None:
+                layer_logits = layer_logits.masked_fill(
+                    layers.first_stage.may_attend_B11Q[:, 0, 0, :, None].logical_not(), -torch.inf
+                )
+            logits.append(layer_logits)
+            boxes.append(box_head.refine(hidden_BQD, layers.decoder.references[i]))
+        return Predictions(torch.stack(logits), torch.stack(boxes))
+
+    def _loss(
+        self,
+        predictions: Predictions,
+        first_stage: FirstStage,
+        input_ids: Tensor,
+        labels: Sequence[Mapping[str, Any]],
+        num_boxes: Tensor | float | None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        targets = prepare_targets(labels, phrase_numbers(input_ids, self.config.phrase_boundary_token_ids))
+        every_set = Predictions(
+            torch.cat([predictions.logits_KBQT, first_stage.logits_BQT[None]]),
+            torch.cat([predictions.boxes_KBQ4, first_stage.boxes_BQ4[None]]),
+        )
+        if num_boxes is None:
+            num_boxes = count_boxes(targets, input_ids.device)
+        return grounding_loss(
+            every_set, targets, self.config.loss_weights, self.config.focal_alpha, torch.as_tensor(num_boxes)
+        )
+
+
+class MMGroundingDinoForObjectDetection(GroundingDinoForObjectDetection):
+    """`GroundingDinoForObjectDetection` for the "mm-grounding-dino" type (MM-Grounding-DINO, LLMDet)."""
+
+    config_class = MMGroundingDinoConfig

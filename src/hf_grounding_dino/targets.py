@@ -1,0 +1,95 @@
+"""What an image teaches: its boxes and the words each is called by, checked at the door.
+
+Shapes: `B` batch, `T` text tokens, `G` boxes of one image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+EDGE_TOLERANCE = 1e-3
+
+
+class Targets(NamedTuple):
+    """One image: boxes (cx, cy, w, h) in [0, 1] of the un-padded image, and True on the tokens each is called by."""
+
+    boxes_G4: Tensor
+    tokens_GT: Tensor
+
+
+def prepare_targets(labels: Sequence[Mapping[str, Any]], phrase_numbers_BT: Tensor) -> list[Targets]:
+    """Check the labels of a batch and turn classes into tokens.
+
+    Args:
+        labels: a dict an image with `boxes (n, 4)` and either `class_labels (n,)`, which phrase of the prompt each
+            box is, or `token_mask (n, T)`, which tokens it is called by.
+        phrase_numbers_BT: see `prompts.phrase_numbers`.
+
+    Raises:
+        ValueError: anything malformed, naming the image and the box.
+    """
+    if len(labels) != len(phrase_numbers_BT):
+        raise ValueError(f"`labels` describe {len(labels)} images, the batch holds {len(phrase_numbers_BT)}.")
+    return [_image_targets(_name(i, label), label, phrase_numbers_BT[i]) for i, label in enumerate(labels)]
+
+
+def _name(index: int, label: Mapping[str, Any]) -> str:
+    image_id = label.get("image_id")
+    if isinstance(image_id, Tensor) and image_id.numel() == 1:
+        image_id = image_id.item()
+    return f"Image {index}" if image_id is None else f"Image {index} (image_id {image_id})"
+
+
+def _image_targets(name: str, label: Mapping[str, Any], numbers_T: Tensor) -> Targets:
+    device = numbers_T.device
+    if "boxes" not in label:
+        raise ValueError(f"{name}: the label has no `boxes`, only {sorted(label)}.")
+    boxes = torch.as_tensor(label["boxes"], device=device, dtype=torch.float32)
+    if boxes.numel() == 0:
+        boxes = boxes.reshape(0, 4)
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"{name}: `boxes` must be (n, 4), not {tuple(boxes.shape)}.")
+    _check_boxes(name, boxes)
+    if ("class_labels" in label) == ("token_mask" in label):
+        raise ValueError(f"{name}: give either `class_labels` or `token_mask`.")
+    if "token_mask" in label:
+        return Targets(boxes, _check_token_mask(name, label["token_mask"], boxes, numbers_T))
+    classes = torch.as_tensor(label["class_labels"], device=device).reshape(-1)
+    if len(classes) != len(boxes):
+        raise ValueError(f"{name}: {len(classes)} `class_labels` for {len(boxes)} boxes.")
+    if len(classes) and (classes.is_floating_point() or classes.dtype == torch.bool):
+        raise ValueError(f"{name}: `class_labels` must be integers, not {classes.dtype}.")
+    num_phrases = int(numbers_T.max()) + 1
+    _refuse(
+        name, (classes < 0) | (classes >= num_phrases), classes, f"is no phrase of the prompt, which has {num_phrases}"
+    )
+    return Targets(boxes, numbers_T == classes[:, None])
+
+
+def _check_boxes(name: str, boxes: Tensor) -> None:
+    _refuse(name, ~boxes.isfinite().all(1), boxes, "is not finite")
+    outside = (boxes < -EDGE_TOLERANCE) | (boxes > 1 + EDGE_TOLERANCE)
+    _refuse(name, outside.any(1), boxes, "is not (cx, cy, w, h) in [0, 1]; boxes in pixels must be divided by the size")
+    _refuse(name, (boxes[:, 2:] <= 0).any(1), boxes, "has no area (w and h must be positive)")
+
+
+def _check_token_mask(name: str, mask: Any, boxes: Tensor, numbers_T: Tensor) -> Tensor:
+    token_mask = torch.as_tensor(mask, device=numbers_T.device)
+    if token_mask.ndim != 2 or len(token_mask) != len(boxes) or token_mask.shape[1] > len(numbers_T):
+        raise ValueError(
+            f"{name}: `token_mask` must be ({len(boxes)}, {len(numbers_T)}), not {tuple(token_mask.shape)}."
+        )
+    tokens_GT = torch.nn.functional.pad(token_mask.bool(), (0, len(numbers_T) - token_mask.shape[1]))
+    _refuse(name, ~tokens_GT.any(1), boxes, "is called by no token")
+    _refuse(name, (tokens_GT & (numbers_T < 0)).any(1), boxes, "is called by a token outside every phrase")
+    return tokens_GT
+
+
+def _refuse(name: str, wrong_G: Tensor, values: Tensor, reason: str) -> None:
+    if bool(wrong_G.any()):
+        index = int(wrong_G.nonzero()[0])
+        raise ValueError(f"{name}, box {index}: {values[index].tolist()} {reason}.")
