@@ -1,0 +1,49 @@
+"""From pictures with prompts and boxes to the batches that a model trains on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..boxes import corners_to_center
+from ..processing_grounding_dino import GroundingDinoProcessor
+from ..prompts import encode_prompt, span_token_mask
+
+
+class GroundingCollator:
+    """Make a batch of items, each a dict with `image` (PIL), `text` (labels or a sentence), `boxes` and their words.
+
+    `boxes` is `(n, 4)`, xyxy in pixels; `class_labels` says which label of the text each is, or `spans` at which
+    characters of the sentence it is named, one or more (start, end) a box.
+    """
+
+    def __init__(self, processor: GroundingDinoProcessor) -> None:
+        """Use the processor that the model is shipped with, so that training sees what inference sees."""
+        self.processor = processor
+
+    def __call__(self, items: Sequence[Any]) -> dict[str, Any]:
+        """Inputs of the model with `labels`, boxes relative to each picture."""
+        texts = [item["text"] for item in items]
+        batch = dict(self.processor(images=[item["image"] for item in items], text=texts))
+        batch["labels"] = [self._label(item, batch["input_ids"].shape[1]) for item in items]
+        return batch
+
+    def _label(self, item: Any, num_tokens: int) -> dict[str, Any]:
+        width, height = item["image"].size
+        boxes = corners_to_center(item["boxes"] / torch.tensor([width, height, width, height]))
+        label: dict[str, Any] = {"boxes": boxes, "image_id": item["image_id"]}
+        if "class_labels" in item:
+            label["class_labels"] = item["class_labels"]
+        else:
+            label["token_mask"] = self._token_mask(item["text"], item["spans"], num_tokens)
+        return label
+
+    def _token_mask(self, caption: str, spans: Sequence[Sequence[tuple[int, int]]], num_tokens: int) -> Tensor:
+        prompt = encode_prompt(caption, self.processor.tokenizer)
+        mask = torch.zeros(len(spans), num_tokens, dtype=torch.bool)
+        for row, box_spans in zip(mask, spans, strict=True):
+            row[: len(prompt.input_ids)] = span_token_mask(prompt, box_spans)
+        return mask

@@ -1,0 +1,1 @@
+"""Measuring detectors by the protocols of the papers."""

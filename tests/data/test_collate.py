@@ -1,0 +1,53 @@
+"""Batches for training: boxes relative to each picture, words at the right tokens."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+
+from hf_grounding_dino.data.collate import GroundingCollator
+from hf_grounding_dino.data.shapes import VOCABULARY, ShapesDataset
+from hf_grounding_dino.data.tokenizer import build_tokenizer
+from hf_grounding_dino.image_processing_grounding_dino import GroundingDinoImageProcessor
+from hf_grounding_dino.processing_grounding_dino import GroundingDinoProcessor
+from hf_grounding_dino.prompts import phrase_numbers, special_token_ids
+
+
+def make_processor() -> GroundingDinoProcessor:
+    size = {"shortest_edge": 64, "longest_edge": 128}
+    return GroundingDinoProcessor(GroundingDinoImageProcessor(size=size), build_tokenizer(VOCABULARY))
+
+
+def test_boxes_are_relative_to_each_picture_whatever_its_neighbour() -> None:
+    """A box over the left half of a 100 x 50 picture is (0.25, 0.5, 0.5, 1), next to a picture twice as high too."""
+    wide = {
+        "image": Image.new("RGB", (100, 50)),
+        "text": ["red circle"],
+        "boxes": torch.tensor([[0.0, 0.0, 50.0, 50.0]]),
+        "class_labels": torch.tensor([0]),
+        "image_id": 1,
+    }
+    high = wide | {"image": Image.new("RGB", (50, 100)), "boxes": torch.zeros(0, 4), "class_labels": torch.zeros(0)}
+    batch = GroundingCollator(make_processor())([wide, high])
+    assert torch.equal(batch["labels"][0]["boxes"], torch.tensor([[0.25, 0.5, 0.5, 1.0]]))
+    assert batch["labels"][1]["boxes"].shape == (0, 4)
+
+
+def test_every_label_points_at_its_own_words() -> None:
+    """Decoding the tokens that a box is called by gives back the label, or the characters of its spans."""
+    processor = make_processor()
+    items = [ShapesDataset(60, seed=3)[i] for i in range(60)]
+    collate = GroundingCollator(processor)
+    specials = special_token_ids(processor.tokenizer)
+    for item in items:
+        batch = collate([item, items[0]])
+        ids, label = batch["input_ids"][0], batch["labels"][0]
+        for box in range(len(item["boxes"])):
+            if "class_labels" in label:
+                numbers = phrase_numbers(batch["input_ids"], specials)[0]
+                tokens = ids[numbers == label["class_labels"][box]]
+                expected = item["text"][int(item["class_labels"][box])]
+            else:
+                tokens = ids[label["token_mask"][box]]
+                expected = " ".join(item["text"][start:end] for start, end in item["spans"][box])
+            assert processor.tokenizer.decode(tokens) == expected
