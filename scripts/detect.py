@@ -1,0 +1,8 @@
+"""Find what words name in pictures: python scripts/detect.py photo.jpg --labels "cat, remote control"."""
+
+import sys
+
+from hf_grounding_dino.commands.main import main
+
+if __name__ == "__main__":
+    sys.exit(main(["detect", *sys.argv[1:]]))

@@ -1,0 +1,8 @@
+"""The console command as a module: `python -m hf_grounding_dino detect ...`."""
+
+import sys
+
+from .commands.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

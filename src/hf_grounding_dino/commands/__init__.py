@@ -1,0 +1,44 @@
+"""What people run: the sub-commands of the console command `hf-grounding-dino`.
+
+Each module here that `main.COMMANDS` names is one sub-command: `add_arguments(parser)` and `run(arguments) -> exit
+code`. It imports what takes long to import inside its functions, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+PROGRAM = "hf-grounding-dino"
+
+
+class UserError(Exception):
+    """What the user can mend; the command ends with this one line on stderr and exit code 2."""
+
+    def __init__(self, message: object) -> None:
+        """Keep the first line of the message."""
+        lines = str(message).strip().splitlines()
+        super().__init__(lines[0].strip() if lines else "unknown error")
+
+
+def complain(problem: object) -> None:
+    """Say on one line of stderr what went wrong, beside any progress bar."""
+    tqdm.write(f"{PROGRAM}: {' '.join(str(problem).split())}", file=sys.stderr)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep the notes of the libraries off the terminal; what goes wrong is raised."""
+    import huggingface_hub.utils.logging as hub_logging
+    import transformers.utils.logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    hub_logging.set_verbosity_error()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

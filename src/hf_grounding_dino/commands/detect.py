@@ -1,0 +1,308 @@
+"""Find what words name in pictures, and draw it: `hf-grounding-dino detect photo.jpg --labels "cat, dog"`."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from hf_grounding_dino.assets import DEMO_LABELS, DEMO_PICTURE, NANO
+from hf_grounding_dino.drawing import Box, Detection, draw_detections
+
+from . import UserError, complain, quiet_libraries
+from .pictures import find_pictures, make_folder, name_results, own_name, read_picture, write_file
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from hf_grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
+    from hf_grounding_dino.processing_grounding_dino import GroundingDinoProcessor
+    from hf_grounding_dino.prompts import PromptText
+
+DTYPES = ("float32", "bfloat16", "float16")
+DEFAULT_THRESHOLD = 0.25
+
+# --- the detector ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A model and its processor: pictures and words in, detections out."""
+
+    model: GroundingDinoForObjectDetection
+    processor: GroundingDinoProcessor
+
+    def detect(
+        self,
+        image: Any,
+        *,
+        labels: Sequence[str] | None = None,
+        caption: str | None = None,
+        threshold: float = DEFAULT_THRESHOLD,
+    ) -> list[Detection]:
+        """Find what the labels, or the phrases of the caption, name in a picture.
+
+        Args:
+            image: whatever `read_picture` reads.
+            labels: what to look for; each detection is called by one of these.
+            caption: a sentence to look for instead; a detection is called by the words that are found in it.
+            threshold: the least score, in [0, 1], exclusive.
+
+        Returns:
+            The detections, best first, with boxes in whole pixels of the upright picture.
+
+        Raises:
+            ValueError: not exactly one of labels and caption, a label is empty or unknown, or the picture cannot be
+                read.
+        """
+        import torch
+
+        prompt = one_prompt(labels, caption)
+        picture = read_picture(image)
+        inputs = self.processor(images=picture, text=prompt if isinstance(prompt, str) else [prompt])
+        inputs = inputs.to(self.model.device, self.model.dtype)
+        with torch.inference_mode():
+            outputs = self.model(**inputs)
+        (found,) = self.processor.post_process_grounded_object_detection(
+            outputs,
+            inputs["input_ids"],
+            threshold=threshold,
+            target_sizes=[(picture.height, picture.width)],
+            text_labels=None if isinstance(prompt, str) else [prompt],
+        )
+        rows = zip(found["scores"].tolist(), found["text_labels"], found["boxes"].int().tolist(), strict=True)
+        detections = [Detection(score=score, label=label, box=_box(*corners)) for score, label, corners in rows]
+        return sorted(detections, key=lambda detection: -detection["score"])
+
+
+def _box(xmin: int, ymin: int, xmax: int, ymax: int) -> Box:
+    return Box(xmin=xmin, ymin=ymin, xmax=xmax, ymax=ymax)
+
+
+def one_prompt(labels: Sequence[str] | None, caption: str | None) -> PromptText:
+    """The labels or the caption, whichever is given.
+
+    Raises:
+        ValueError: none or both are given.
+    """
+    if (labels is None) == (caption is None):
+        raise ValueError("Give either labels or a caption.")
+    return list(labels) if labels is not None else str(caption)
+
+
+def load_detector(model: str | Path = NANO, device: str = "auto", dtype: str = "float32") -> Detector:
+    """Load a model and its processor for detection.
+
+    Args:
+        model: a folder, or the name of a repo on the Hub.
+        device: a device of torch, or "auto" for the first GPU if there is one.
+        dtype: one of `DTYPES`.
+
+    Raises:
+        UserError: there is no such model, it is not of this family, lacks weights or cannot be reached, or there is
+            no such device.
+    """
+    import torch
+
+    from hf_grounding_dino.processing_grounding_dino import GroundingDinoProcessor
+    from hf_grounding_dino.prompts import special_token_ids
+
+    place = _usable_device(device)
+    if not Path(model).is_dir() and (Path(model).is_absolute() or str(model).startswith((".", "~"))):
+        raise UserError(f"no such model: {model}")
+    try:
+        network = _load_network(str(model), getattr(torch, dtype))
+        processor = GroundingDinoProcessor.from_pretrained(str(model))
+    except UserError:
+        raise
+    except Exception as error:  # transformers, the Hub's client and safetensors have no error in common
+        raise UserError(f"the model {model} cannot be loaded: {str(error) or type(error).__name__}") from error
+    if not set(special_token_ids(processor.tokenizer)) <= set(network.config.phrase_boundary_token_ids):
+        raise UserError(f"the model {model} lacks its tokenizer, or has that of another model")
+    return Detector(network.to(place), processor)
+
+
+def _load_network(model: str, dtype: torch.dtype) -> Any:
+    from hf_grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
+
+    loaded: Any = GroundingDinoForObjectDetection.from_pretrained(model, dtype=dtype, output_loading_info=True)
+    network, report = loaded
+    missing = sorted(report["missing_keys"])
+    if missing:  # transformers would fill them with random numbers
+        raise UserError(f"the model {model} lacks {len(missing)} of its weights, such as {missing[0]}")
+    return network.eval()
+
+
+def _usable_device(name: str) -> torch.device:
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"the device {name} cannot be used: {error}") from error
+    return torch.device(name)
+
+
+# --- the command -------------------------------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `detect`."""
+    parser.add_argument(
+        "images", nargs="*", metavar="IMAGE", help="a file, a folder, a pattern such as 'folder/**/*.jpg', or a URL"
+    )
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument(
+        "--labels",
+        action="append",
+        metavar="LABELS",
+        help='what to look for: "cat, remote control"; may be repeated; quote a label that holds a comma',
+    )
+    prompt.add_argument("--caption", help='a sentence to look for: "a red star to the left of a blue ring"')
+    parser.add_argument("--demo", action="store_true", help="look for shapes in a picture that ships")
+    parser.add_argument(
+        "--model", default=str(NANO), help="a folder, or the name of a repo on the Hub; by default the one that ships"
+    )
+    parser.add_argument(
+        "--threshold", type=_share, default=DEFAULT_THRESHOLD, help="the least score, from 0 to 1 (%(default)s)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("out"),
+        metavar="FOLDER",
+        help="where each picture's drawing (.png) and detections (.json) go (%(default)s)",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (%(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="what to compute in (%(default)s)")
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 1")
+    return value
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Detect in every picture; 0 where all could be read, 1 where only some could.
+
+    Raises:
+        UserError: nothing could be done, or results cannot be written.
+    """
+    prompt = _requested_prompt(arguments)
+    names = [*arguments.images, *([str(DEMO_PICTURE)] if arguments.demo else [])]
+    if not names:
+        raise UserError("no picture: give at least one IMAGE, or --demo")
+    sources, problems = find_pictures(names, leave_out=arguments.output)
+    if not sources:
+        raise UserError("; ".join(problems))
+    make_folder(arguments.output)
+    with quiet_libraries():
+        detector = load_detector(arguments.model, arguments.device, arguments.dtype)
+        _check_prompt(prompt, detector)
+        for problem in problems:
+            complain(problem)
+        failed = _detect_in_all(sources, prompt, detector, arguments)
+    if failed == len(sources):
+        return 2
+    return 1 if failed or problems else 0
+
+
+def _detect_in_all(
+    sources: Sequence[str], prompt: PromptText, detector: Detector, arguments: argparse.Namespace
+) -> int:
+    """Write and print the results of every picture; how many could not be read."""
+    failed = 0
+    results = name_results(sources, arguments.output)
+    # Shown on a terminal only: in a log the bar would stand between the lines.
+    for source in tqdm(sources, unit="picture", disable=True if len(sources) == 1 else None):
+        try:
+            picture = read_picture(source)
+        except ValueError as error:
+            complain(f"{source}: {error}")
+            failed += 1
+            continue
+        labels, caption = (None, prompt) if isinstance(prompt, str) else (prompt, None)
+        detections = detector.detect(picture, labels=labels, caption=caption, threshold=arguments.threshold)
+        drawing = draw_detections(picture, detections, labels or ())
+        target = arguments.output / f"{results[source]}.png"
+        write_file(target, _png(drawing))
+        text = json.dumps(detections, indent=2, ensure_ascii=False) + "\n"
+        write_file(target.with_name(f"{results[source]}.json"), text.encode())
+        note = "" if target.stem == own_name(source) else f" (the name {own_name(source)} is another picture's)"
+        tqdm.write(f"{source}\n{_table(detections)}\ndrawn: {target}{note}\n", file=sys.stdout)
+    return failed
+
+
+def parse_labels(texts: Iterable[str]) -> list[str]:
+    """The labels in comma-separated lists, each once; a label in double quotes may hold a comma.
+
+    Raises:
+        UserError: a list that cannot be read, an empty label, or no label.
+    """
+    labels: dict[str, None] = {}
+    for text in texts:
+        try:
+            rows = list(csv.reader(text.splitlines(), skipinitialspace=True))
+        except csv.Error as error:
+            raise UserError(f"the labels {text!r} cannot be read: {error}") from error
+        for label in (label.strip() for row in rows for label in row):
+            if not label:
+                raise UserError(f"an empty label in {text!r}")
+            labels[label] = None
+    if not labels:
+        raise UserError("no labels: give at least one label to look for")
+    return list(labels)
+
+
+def _requested_prompt(arguments: argparse.Namespace) -> PromptText:
+    if arguments.caption is not None:
+        return str(arguments.caption)
+    if arguments.labels is not None:
+        return parse_labels(arguments.labels)
+    if arguments.demo:
+        return list(DEMO_LABELS)
+    raise UserError('nothing to look for: give --labels "cat, remote control" or --caption "a cat on a sofa"')
+
+
+def _check_prompt(prompt: PromptText, detector: Detector) -> None:
+    from hf_grounding_dino.prompts import encode_prompt
+
+    try:
+        encode_prompt(prompt, detector.processor.tokenizer)
+    except ValueError as error:
+        raise UserError(error) from error
+
+
+def _png(drawing: Image.Image) -> bytes:
+    content = io.BytesIO()
+    drawing.save(content, format="PNG")
+    return content.getvalue()
+
+
+def _table(detections: Sequence[Detection]) -> str:
+    if not detections:
+        return "  nothing found"
+    labels = [" ".join(detection["label"].split()) for detection in detections]
+    width = max(5, *map(len, labels))
+    lines = [f"  score  {'label':{width}}   xmin   ymin   xmax   ymax"]
+    for detection, label in zip(detections, labels, strict=True):
+        box = detection["box"]
+        corners = "".join(f"{side:7d}" for side in (box["xmin"], box["ymin"], box["xmax"], box["ymax"]))
+        lines.append(f"  {detection['score']:5.3f}  {label:{width}}{corners}")
+    return "\n".join(lines)

@@ -1,0 +1,83 @@
+"""The console command `hf-grounding-dino`: it finds the sub-command, runs it, and words its errors."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import io
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from . import PROGRAM, UserError, complain
+
+# Each name is a module beside this one.
+COMMANDS = {
+    "detect": "find what words name in pictures, and draw it",
+}
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv`, by default that of the process, and give its exit code.
+
+    0: all done; 1: some pictures could not be read, the others are done; 2: an error the user can mend, on one line
+    of stderr; 130: interrupted.
+    """
+    _print_any_text()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        namespace = _parser(arguments).parse_args(arguments)
+        exit_code: int = namespace.run(namespace)
+        sys.stdout.flush()
+    except UserError as error:
+        complain(error)
+        return EXIT_USER_ERROR
+    except SystemExit as request:  # argparse ends --help, --version and wrong usage so
+        return request.code if isinstance(request.code, int) else 0
+    except KeyboardInterrupt:
+        sys.stderr.write("\n")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of the table has gone, as in `| head`; Python must not try to write the rest when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return exit_code
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong on one line, without the usage."""
+        self.exit(EXIT_USER_ERROR, f"{PROGRAM}: {message}\n")
+
+
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser; only the sub-command that `argv` names is imported."""
+    parser = _Parser(prog=PROGRAM, description="Find in pictures what words name, with Grounding DINO.")
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {_version()}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        if name in argv[:1]:
+            module = importlib.import_module(f"{__package__}.{name}")
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
+    return parser
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version(PROGRAM)
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _print_any_text() -> None:
+    """Let labels and file names that the terminal has no letters for be printed, escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

@@ -1,0 +1,146 @@
+"""The files of the commands: which pictures are meant, how one is read, what its results are called."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from PIL import Image, UnidentifiedImageError
+
+from . import UserError
+
+_URL_SCHEMES = ("http://", "https://")
+# What is taken from a folder; a file that is named itself may end in anything.
+_PICTURE_SUFFIXES = (
+    *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm"),
+    *(".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+)
+_LONGEST_STEM_IN_BYTES = 200
+
+
+def find_pictures(names: Iterable[str], leave_out: Path | None = None) -> tuple[list[str], list[str]]:
+    """Read each name as a file, a folder (all pictures in it, at any depth), a pattern ("a/**/*.jpg") or a URL.
+
+    Args:
+        names: as the user wrote them.
+        leave_out: the folder of the results, whose pictures are not taken where a folder around it is meant.
+
+    Returns:
+        The paths and URLs in order, each once, and a line about each name that stands for no picture.
+    """
+    found: dict[str, None] = {}
+    problems = []
+    for name in names:
+        matches = list(_matches(name, leave_out))
+        found.update(dict.fromkeys(matches))
+        if not matches:
+            kind = "no picture in this folder" if os.path.isdir(name) else "no such file"
+            problems.append(f"{name}: {'no file matches' if _is_pattern(name) else kind}")
+    return list(found), problems
+
+
+def _is_pattern(name: str) -> bool:
+    return glob.has_magic(name) and not os.path.exists(name)
+
+
+def _matches(name: str, leave_out: Path | None) -> Iterator[str]:
+    if name.startswith(_URL_SCHEMES) or os.path.isfile(name):
+        yield name
+        return
+    if os.path.isdir(name):
+        root = Path(name)
+        files = [path for path in root.rglob("*") if _is_visible_picture(path, root)]
+    else:
+        root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), Path(name).parts))
+        files = [Path(match) for match in glob.glob(name, recursive=True) if os.path.isfile(match)]
+    results = None if leave_out is None else leave_out.resolve()
+    for path in sorted(files):
+        ours = results is not None and path.resolve().is_relative_to(results)
+        if not ours or (results is not None and root.resolve().is_relative_to(results)):
+            yield str(path)
+
+
+def _is_visible_picture(path: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return not hidden and path.suffix.lower() in _PICTURE_SUFFIXES and path.is_file()
+
+
+def read_picture(source: Any) -> Image.Image:
+    """Read a picture as the model sees it: upright, RGB, 8 bits.
+
+    Args:
+        source: a path, a URL, a PIL image, an array or a tensor.
+
+    Raises:
+        ValueError: it cannot be read; the message says why and does not name it.
+    """
+    from hf_grounding_dino.image_processing_grounding_dino import read_images
+
+    try:
+        (pixels,) = read_images([source])
+    except ValueError as error:
+        raise ValueError(_reason(error.__cause__ or error)) from error
+    return Image.fromarray(pixels.permute(1, 2, 0).byte().contiguous().numpy())
+
+
+def _reason(error: BaseException) -> str:
+    return "not a picture" if isinstance(error, UnidentifiedImageError) else f"cannot be read: {error}"
+
+
+def name_results(sources: Sequence[str], folder: Path) -> dict[str, str]:
+    """The name, without suffix, that the results of each picture have in `folder`: its own, with a number if taken.
+
+    No result takes the place of one of the pictures.
+    """
+
+    def place(name: str) -> str:
+        return str((folder / f"{name}.png").resolve()).casefold()  # some file systems do not tell A from a
+
+    taken = {str(Path(source).resolve()).casefold() for source in sources if not source.startswith(_URL_SCHEMES)}
+    names = {}
+    for source in sources:
+        stem = own_name(source)
+        candidates = itertools.chain([stem], (f"{stem}-{i}" for i in itertools.count(2)))
+        names[source] = next(name for name in candidates if place(name) not in taken)
+        taken.add(place(names[source]))
+    return names
+
+
+def own_name(source: str) -> str:
+    """The name of a picture without folder and suffix, short enough for any file system."""
+    path = unquote(urlsplit(source).path) if source.startswith(_URL_SCHEMES) else source
+    stem = Path(path).stem.encode(errors="surrogateescape")[:_LONGEST_STEM_IN_BYTES].decode(errors="ignore")
+    return stem.strip(". ") or "picture"
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for results.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder {folder} cannot be made: {error.strerror}") from error
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file that is there whole or not at all, in place of what lies there.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    unfinished = path.with_name(f".{os.getpid()}.unfinished")
+    try:
+        unfinished.write_bytes(content)
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,470 @@
+"""The command `detect` as people call it, on a tiny model with random weights."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import os
+import runpy
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+import hf_grounding_dino
+from hf_grounding_dino.assets import DEMO_LABELS, DEMO_PICTURE
+from hf_grounding_dino.commands import PROGRAM, UserError
+from hf_grounding_dino.commands import detect as command
+from hf_grounding_dino.commands.detect import load_detector, parse_labels
+from hf_grounding_dino.commands.main import main
+from hf_grounding_dino.commands.pictures import find_pictures, name_results, own_name, write_file
+from hf_grounding_dino.data.shapes import VOCABULARY
+from hf_grounding_dino.data.tokenizer import build_tokenizer
+from hf_grounding_dino.image_processing_grounding_dino import GroundingDinoImageProcessor
+from hf_grounding_dino.processing_grounding_dino import GroundingDinoProcessor
+from tiny import FAMILIES, tiny_model
+
+SOURCE = Path(hf_grounding_dino.__file__).parent
+
+
+def save_model(folder: Path, family: Any = "grounding-dino") -> Path:
+    tiny_model(family).save_pretrained(folder)
+    size = {"shortest_edge": 80, "longest_edge": 133}
+    tokenizer = build_tokenizer([*VOCABULARY, "cat", "remote", "control"])
+    GroundingDinoProcessor(GroundingDinoImageProcessor(size=size), tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def picture(path: Path, size: tuple[int, int] = (60, 40), mode: str = "RGB", **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(len(path.name)).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(noise).convert(mode).save(path, **options)
+    return path
+
+
+def detect(model: Path, *argv: str | Path, labels: str = "cat, remote control", threshold: float = 0.0) -> int:
+    prompt = ["--labels", labels] if labels else []
+    return main(["detect", *map(str, argv), *prompt, "--model", str(model), "--threshold", str(threshold)])
+
+
+def found(path: str) -> Any:
+    return json.loads(Path("out", path).read_text(encoding="utf-8"))
+
+
+def written() -> list[str]:
+    return sorted(path.name for path in Path("out").iterdir())
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The only line of stderr, without the name of the program."""
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith(f"{PROGRAM}: ")
+    return lines[0].removeprefix(f"{PROGRAM}: ")
+
+
+# --- what comes out ----------------------------------------------------------------------------------------------
+
+
+def test_a_file_gives_a_drawing_and_detections(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert detect(model, picture(here / "photo.jpg")) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    detections = found("photo.json")
+    assert len(detections) == 20  # every query of the tiny model
+    for row in detections:
+        assert list(row) == ["score", "label", "box"]
+        assert list(row["box"]) == ["xmin", "ymin", "xmax", "ymax"]
+        assert row["label"] in ("cat", "remote control")
+        box = row["box"]
+        assert all(isinstance(side, int) for side in box.values())
+        assert 0 <= box["xmin"] <= box["xmax"] <= 60
+        assert 0 <= box["ymin"] <= box["ymax"] <= 40
+    scores = [row["score"] for row in detections]
+    assert scores == sorted(scores, reverse=True)
+    with Image.open("out/photo.png") as drawing:
+        assert drawing.size == (60 * 16, 40 * 16)  # 640 / 40
+    assert f"{scores[0]:5.3f}  {detections[0]['label']}" in printed.out
+    assert "drawn: out/photo.png" in printed.out
+    assert written() == ["photo.json", "photo.png"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_result_is_that_of_the_processor(family: Any, tmp_path: Path) -> None:
+    detector = load_detector(save_model(tmp_path, family), device="cpu")
+    image = Image.open(picture(tmp_path / "a.png"))
+    inputs = detector.processor(images=image, text=[["cat", "remote"]])
+    with torch.no_grad():
+        outputs = detector.model(**inputs)
+    (expected,) = detector.processor.post_process_grounded_object_detection(
+        outputs, threshold=0.1, target_sizes=[(40, 60)], input_ids=inputs["input_ids"]
+    )
+    detections = detector.detect(image, labels=["cat", "remote"], threshold=0.1)
+    order = expected["scores"].argsort(descending=True, stable=True)
+    assert [row["score"] for row in detections] == expected["scores"][order].tolist()
+    assert [row["label"] for row in detections] == [expected["text_labels"][i] for i in order]
+    assert [list(row["box"].values()) for row in detections] == expected["boxes"][order].int().tolist()
+
+
+def test_folder_glob_and_twice_the_same(model: Path, here: Path) -> None:
+    for name in ("a.jpg", "deep/er/b.PNG", "deep/c.webp", ".hidden/d.png"):
+        picture(here / "in" / name)
+    (here / "in" / "notes.txt").write_text("no picture")
+    assert detect(model, "in", "in/**/*.jpg", "in/a.jpg") == 0
+    assert written() == ["a.json", "a.png", "b.json", "b.png", "c.json", "c.png"]
+
+
+def test_results_are_no_pictures_to_detect_in(model: Path, here: Path) -> None:
+    picture(here / "a.png")
+    for _ in range(2):
+        assert detect(model, ".") == 0
+        assert detect(model, "**/*.png") == 0
+    assert written() == ["a.json", "a.png"]
+    assert find_pictures(["out/*.png"], leave_out=Path("out"))[0] == ["out/a.png"]
+
+
+def test_a_name_with_brackets_is_a_file(model: Path, here: Path) -> None:
+    assert detect(model, picture(here / "photo [1].png")) == 0
+    assert written() == ["photo [1].json", "photo [1].png"]
+
+
+@pytest.fixture
+def server(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args: Any) -> None:
+            """Keep stderr to the command."""
+
+    monkeypatch.setenv("no_proxy", "*")
+    handler = functools.partial(Handler, directory=str(here))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_url(model: Path, here: Path, server: str, capsys: pytest.CaptureFixture[str]) -> None:
+    picture(here / "my photo.png")
+    assert detect(model, f"{server}/my%20photo.png?size=large") == 0
+    assert written() == ["my photo.json", "my photo.png"]
+    assert capsys.readouterr().err == ""
+    assert detect(model, f"{server}/none.png") == 2
+    assert "404" in one_line(capsys)
+
+
+def test_no_network(
+    model: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All that is needed is in the folder of the model; what is not there is asked for, and missed, on one line."""
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise OSError("the network is down")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client of the Hub tries again and again
+    file = picture(here / "a.png")
+    assert detect(model, file) == 0
+    assert capsys.readouterr().err == ""
+    assert detect(model, "http://example.invalid/a.png") == 2
+    assert "network is down" in one_line(capsys)
+    assert detect(Path("nobody/no-such-model"), file) == 2
+    assert "nobody/no-such-model cannot be loaded: " in one_line(capsys)
+
+
+def test_a_caption_calls_things_by_its_words(model: Path, here: Path) -> None:
+    file = picture(here / "a.png")
+    assert detect(model, file, "--caption", "A red star to the left of a blue ring", labels="") == 0
+    labels = {row["label"] for row in found("a.json")}
+    assert labels
+    words = {"A", "red", "star", "to", "the", "left", "of", "a", "blue", "ring"}
+    assert all(set(label.split()) <= words for label in labels)
+
+
+def test_nothing_found_is_an_empty_list(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert detect(model, picture(here / "a.png"), threshold=1.0) == 0
+    assert found("a.json") == []
+    assert Path("out/a.png").is_file()
+    assert "nothing found" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_other_dtypes(model: Path, here: Path, dtype: str) -> None:
+    assert detect(model, picture(here / "a.png"), "--dtype", dtype, "--device", "cpu") == 0
+    assert len(found("a.json")) == 20
+
+
+def test_a_rotated_photo_is_upright(model: Path, here: Path) -> None:
+    """Stored lying, 40 x 60, with the note to turn it: what is seen is 60 x 40, and the same as if stored so."""
+    image = Image.open(picture(here / "upright.png", (60, 40)))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
+    image.transpose(Image.Transpose.ROTATE_90).save(here / "turned.png", exif=exif)
+    assert detect(model, "upright.png", "turned.png") == 0
+    assert found("turned.json") == found("upright.json")
+    with Image.open("out/turned.png") as turned, Image.open("out/upright.png") as upright:
+        assert turned.getexif().get(0x0112, 1) == 1
+        assert turned.tobytes() == upright.tobytes()
+
+
+def test_pictures_of_every_kind(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for mode in ("1", "L", "LA", "P", "RGBA"):
+        picture(here / f"in/{mode}.png", mode=mode)
+    picture(here / "in/cmyk.jpg", mode="CMYK")
+    deep = np.random.default_rng(0).integers(0, 65536, (40, 60), dtype=np.uint16)
+    Image.fromarray(deep).save(here / "in/deep.png")
+    for size in ((1, 1), (1, 5000), (5000, 1)):
+        picture(here / f"in/{size[0]}x{size[1]}.png", size)
+    assert detect(model, "in") == 0
+    assert capsys.readouterr().err == ""
+    assert len(written()) == 2 * 10
+
+
+def test_500_labels(model: Path, here: Path) -> None:
+    labels = [f"cat {i}" for i in range(500)]
+    assert detect(model, picture(here / "a.png"), labels=",".join(labels)) == 0
+    assert {row["label"] for row in found("a.json")} <= set(labels)
+
+
+def test_equal_names_do_not_overwrite(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a/photo.png", "b/photo.jpg", "c/photo.png"):
+        picture(here / name)
+    assert detect(model, "a", "b", "c") == 0
+    assert [name for name in written() if name.endswith("json")] == ["photo-2.json", "photo-3.json", "photo.json"]
+    printed = capsys.readouterr().out
+    assert "drawn: out/photo-2.png (the name photo is another picture's)" in printed
+    assert "drawn: out/photo.png\n" in printed
+
+
+def test_no_picture_is_overwritten(model: Path, here: Path) -> None:
+    before = picture(here / "photo.png").read_bytes()
+    assert detect(model, "photo.png", "--output", ".") == 0
+    assert (here / "photo.png").read_bytes() == before
+    assert (here / "photo-2.png").is_file()
+
+
+def test_names_of_results(here: Path) -> None:
+    assert own_name("a/b.tar.gz") == "b.tar"
+    assert own_name("https://host/x/y%2Fz.jpg?a=b") == "z"
+    assert own_name("https://host/") == "picture"
+    assert len(own_name("é" * 300).encode()) <= 200
+    assert name_results(["A.png", "b/a.jpg"], here / "out") == {"A.png": "A", "b/a.jpg": "a-2"}
+
+
+def test_a_write_that_fails_leaves_the_old_file(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = here / "a.json"
+    file.write_text("old")
+
+    def fail(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(UserError, match="No space left"):
+        write_file(file, b"new")
+    assert [(path.name, path.read_text()) for path in here.iterdir()] == [("a.json", "old")]
+
+
+def test_demo_needs_no_other_argument(
+    model: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "NANO", model)
+    assert main(["detect", "--demo"]) == 0
+    assert written() == ["shapes.json", "shapes.png"]
+    assert "drawn: out/shapes.png" in capsys.readouterr().out
+    assert {row["label"] for row in found("shapes.json")} <= set(DEMO_LABELS)
+
+
+def test_the_demo_picture_is_small_and_its_words_are_known() -> None:
+    assert DEMO_PICTURE.stat().st_size < 200_000
+    assert set(" ".join(DEMO_LABELS).split()) <= set(VOCABULARY)
+
+
+# --- what can go wrong -------------------------------------------------------------------------------------------
+
+
+def test_bad_pictures_among_many(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture(here / "good.png")
+    picture(here / "better.png")
+    (here / "text.jpg").write_text("not a picture")
+    (here / "empty.png").touch()
+    cut = picture(here / "cut.png", (200, 200)).read_bytes()
+    (here / "cut.png").write_bytes(cut[: len(cut) // 2])
+    assert detect(model, "text.jpg", "good.png", "cut.png", "empty.png", "missing.png", "better.png") == 1
+    assert written() == ["better.json", "better.png", "good.json", "good.png"]
+    lines = capsys.readouterr().err.splitlines()
+    assert all(line.startswith(f"{PROGRAM}: ") for line in lines)
+    assert [line.split(": ")[1] for line in lines] == ["missing.png", "text.jpg", "cut.png", "empty.png"]
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + b"\0" * 50])
+def test_one_bad_picture(model: Path, here: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "bad.png").write_bytes(content)
+    assert detect(model, "bad.png") == 2
+    assert one_line(capsys).startswith("bad.png: ")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["none.jpg", "--labels", "cat"], "none.jpg: no such file"),
+        (["in/*.gif", "--labels", "cat"], "in/*.gif: no file matches"),
+        (["empty", "--labels", "cat"], "empty: no picture in this folder"),
+        (["--labels", "cat"], "no picture: give at least one IMAGE, or --demo"),
+        (["a.png"], "nothing to look for: give --labels"),
+        (["a.png", "--labels", ""], "no labels"),
+        (["a.png", "--labels", "cat,,dog"], "an empty label in 'cat,,dog'"),
+        (["a.png", "--labels", "cat, \u4e9a\u4eac"], "Label 1 ('\u4e9a\u4eac') has no token that the tokenizer knows."),
+        (["a.png", "--caption", ""], "The caption '' has no token"),
+        (["a.png", "--labels", "cat", "--caption", "a cat"], "argument --caption: not allowed with argument --labels"),
+        (["a.png", "--labels", "cat", "--threshold", "1.5"], "argument --threshold: 1.5 is not a number from 0 to 1"),
+        (["a.png", "--labels", "cat", "--threshold", "nan"], "argument --threshold: nan is not a number from 0 to 1"),
+        (["a.png", "--labels", "cat", "--threshold", "x"], "argument --threshold: x is not a number from 0 to 1"),
+        (["a.png", "--labels", "cat", "--dtype", "int8"], "argument --dtype: invalid choice"),
+        (["a.png", "--labels", "cat", "--device", "toaster"], "the device toaster cannot be used"),
+        (["a.png", "--labels", "cat", "--device", "meta"], "the device meta cannot be used"),
+        (["a.png", "--labels", "cat", "--output", "a.png"], "the folder a.png cannot be made"),
+        (["a.png", "--labels", "cat", "--wrong"], "unrecognized arguments: --wrong"),
+    ],
+)
+def test_user_errors(
+    model: Path, here: Path, argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(here / "a.png")
+    (here / "empty").mkdir()
+    assert main(["detect", *argv, "--model", str(model)]) == 2
+    assert one_line(capsys).startswith(message)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_where_there_is_none(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert detect(model, picture(here / "a.png"), "--device", "cuda") == 2
+    assert one_line(capsys).startswith("the device cuda cannot be used: ")
+
+
+def broken_models(folder: Path, model: Path) -> dict[str, Path]:
+    """Folders that hold no usable model, by what is wrong."""
+    transformers.OwlViTConfig().save_pretrained(folder / "owlvit")
+    transformers.BertConfig().save_pretrained(folder / "bert")
+    for name in ("no weights", "no tokenizer", "cut weights", "lost weight", "no config"):
+        shutil.copytree(model, folder / name)
+    (folder / "no weights/model.safetensors").unlink()
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / "no tokenizer" / file).unlink(missing_ok=True)
+    (folder / "no config/config.json").unlink()
+    weights = folder / "cut weights/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:10_000])
+    state = tiny_model().state_dict()
+    tiny_model().save_pretrained(
+        folder / "lost weight", state_dict={k: v.clone() for k, v in state.items() if k != "model.level_embed"}
+    )
+    names = ("owlvit", "bert", "no weights", "no tokenizer", "cut weights", "lost weight", "no config", "no folder")
+    return {name: folder / name for name in names}
+
+
+def test_models_that_are_none(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = picture(here / "a.png")
+    messages = {}
+    for name, folder in broken_models(here / "models", model).items():
+        assert detect(folder, file) == 2, name
+        messages[name] = one_line(capsys)
+    assert "'owlvit'" in messages["owlvit"]
+    assert "'bert'" in messages["bert"]
+    assert "lacks 1 of its weights, such as model.level_embed" in messages["lost weight"]
+    assert messages["no folder"].startswith("no such model: ")
+    assert all(str(here / "models") in message for message in messages.values()), messages
+    assert not list(Path("out").iterdir())
+
+
+def test_interrupt(
+    model: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*args: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "read_picture", interrupt)
+    assert detect(model, picture(here / "a.png")) == 130
+    assert capsys.readouterr().err.strip() == ""
+
+
+def test_labels_as_people_write_them() -> None:
+    assert parse_labels(["cat, remote control", "dog,cat"]) == ["cat", "remote control", "dog"]
+    assert parse_labels(['"a, b", c']) == ["a, b", "c"]
+    assert parse_labels(["cat\ndog\n"]) == ["cat", "dog"]
+    for text in ("cat,", " ", '""', "cat, ,dog"):
+        with pytest.raises(UserError):
+            parse_labels([text])
+
+
+@pytest.mark.parametrize(("labels", "caption"), [(None, None), (["cat"], "a cat")])
+def test_either_labels_or_a_caption(model: Path, labels: Any, caption: Any) -> None:
+    detector = load_detector(model)
+    with pytest.raises(ValueError, match="either labels or a caption"):
+        detector.detect(Image.new("RGB", (20, 20)), labels=labels, caption=caption)
+
+
+# --- the console command -----------------------------------------------------------------------------------------
+
+
+def test_help_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "detect" in capsys.readouterr().out
+    assert main(["detect", "--help"]) == 0
+    assert "--labels" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith(f"{PROGRAM} ")
+    assert main([]) == 2
+    one_line(capsys)
+    assert main(["defect"]) == 2
+    one_line(capsys)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = """
+import sys
+from hf_grounding_dino.commands.main import main
+assert main(["--help"]) == main(["detect", "--help"]) == 0
+print(sorted({"torch", "torchvision", "transformers"} & set(sys.modules)))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE.parent)}
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("face", ["module", "script"])
+def test_module_and_script(
+    model: Path, here: Path, face: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(here / "a.png")
+    argv = ["a.png", "b.png", "--labels", "cat", "--model", str(model)]
+    monkeypatch.setattr(sys, "argv", [face, *(["detect"] if face == "module" else []), *argv])
+    with pytest.raises(SystemExit) as end:
+        if face == "module":
+            runpy.run_module("hf_grounding_dino", run_name="__main__")
+        else:
+            runpy.run_path(str(SOURCE.parents[1] / "scripts" / "detect.py"), run_name="__main__")
+    assert end.value.code == 1
+    assert one_line(capsys) == "b.png: no such file"
+    assert written() == ["a.json", "a.png"]
