@@ -129,7 +129,10 @@ class BidirectionalAttention(nn.Module):
     def forward(
         self, image_BSD: Tensor, text_BTD: Tensor, image: ImageContext, text: TextContext, want_weights: bool
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """What the image takes from the text `(B, S, D)` and the text from the image `(B, T, D)`, and the weights."""
+        """What the image takes from the text `(B, S, D)`, the text from the image `(B, T, D)`, and the weights.
+
+        The weights are `(B * H, S, T)` and `(B * H, T, S)`.
+        """
         implementation = "eager" if want_weights else self.config._attn_implementation
         image_key = split_heads(self.vision_proj(image_BSD), self.num_heads)
         text_key = split_heads(self.text_proj(text_BTD), self.num_heads)
@@ -142,4 +145,6 @@ class BidirectionalAttention(nn.Module):
         from_image, text_weights = attend(
             self, implementation, text_key, image_key, image_value, image.may_attend_B11S, dropout
         )
+        if image_weights is not None and text_weights is not None:
+            image_weights, text_weights = image_weights.flatten(0, 1), text_weights.flatten(0, 1)
         return self.out_vision_proj(from_text), self.out_text_proj(from_image), image_weights, text_weights

@@ -8,10 +8,30 @@ from typing import Any, NamedTuple
 import transformers
 from huggingface_hub.dataclasses import strict
 from transformers import PretrainedConfig
+from transformers.activations import ACT2FN
 
 BERT_SPECIAL_TOKEN_IDS = (101, 102, 1012, 1029)
 GROUP_NORM_GROUPS = 32
 POSITION_EMBEDDINGS = ("sine", "learned")
+POSITIVE_OPTIONS = (
+    "d_model",
+    "num_queries",
+    "num_feature_levels",
+    "decoder_layers",
+    "encoder_attention_heads",
+    "decoder_attention_heads",
+    "encoder_n_points",
+    "decoder_n_points",
+    "max_text_len",
+)
+RATE_OPTIONS = (
+    "dropout",
+    "attention_dropout",
+    "activation_dropout",
+    "text_enhancer_dropout",
+    "fusion_droppath",
+    "fusion_dropout",
+)
 
 
 class LossWeights(NamedTuple):
@@ -65,9 +85,16 @@ class _GroundingDinoOptions:
 
     def validate_architecture(self: Any) -> None:
         """Refuse what the network cannot be built from. Runs at construction and before saving."""
-        for refused, reason in [*self._impossible_widths(), *self._unsupported_options()]:
+        reasons = [*self._impossible_numbers(), *self._impossible_widths(), *self._unsupported_options()]
+        for refused, reason in reasons:
             if refused:
                 raise ValueError(reason)
+
+    def _impossible_numbers(self: Any) -> list[tuple[bool, str]]:
+        positive = [(getattr(self, name) < 1, f"`{name}` must be at least 1.") for name in POSITIVE_OPTIONS]
+        rates = [(not 0 <= getattr(self, name) < 1, f"`{name}` must be in [0, 1).") for name in RATE_OPTIONS]
+        known = self.activation_function in ACT2FN
+        return [*positive, *rates, (not known, f"`activation_function` {self.activation_function!r} is unknown.")]
 
     def _impossible_widths(self: Any) -> list[tuple[bool, str]]:
         encoder, decoder = self.encoder_attention_heads, self.decoder_attention_heads
@@ -176,7 +203,7 @@ class GroundingDinoConfig(_GroundingDinoOptions, transformers.GroundingDinoConfi
         phrase_boundary_token_ids: token ids that end a block of text attention; [CLS], [SEP], "." and "?" of BERT.
 
     Raises:
-        ValueError: an option that cannot be built, named.
+        StrictDataclassError: (of huggingface_hub) an option that cannot be built, named.
     """
 
     model_type = "grounding-dino"

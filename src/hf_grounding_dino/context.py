@@ -5,7 +5,8 @@ Shapes: `B` batch, `S` image tokens (all levels, flattened and padded), `T` text
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,6 +45,11 @@ class Recording(NamedTuple):
 
     states: bool
     weights: bool
+
+
+def by_kind(weights: Sequence[tuple[Any, ...]]) -> tuple[tuple[Any, ...], ...]:
+    """From a tuple of kinds for each layer to a tuple of layers for each kind, as transformers orders them."""
+    return tuple(zip(*weights, strict=True))
 
 
 class TextContext(NamedTuple):

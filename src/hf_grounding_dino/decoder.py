@@ -5,8 +5,10 @@ Shapes: `B` batch, `Q` queries, `S` image tokens, `T` text tokens, `D` width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -16,7 +18,7 @@ from .attention import MultiheadAttention
 from .configuration_grounding_dino import AnyGroundingDinoConfig
 from .context import ImageContext, TextContext
 from .deformable import DeformableAttention
-from .heads import BoxHead, Perceptron, build_heads
+from .heads import BoxHead, Perceptron
 from .positions import box_position_embedding
 
 
@@ -96,10 +98,14 @@ class DecoderOutput(NamedTuple):
 
 
 class CrossModalityDecoder(nn.Module):
-    """All layers of the decoder; `bbox_embed` refines the boxes between them."""
+    """All layers of the decoder.
 
-    bbox_embed: nn.ModuleList
-    class_embed: nn.ModuleList
+    `bbox_embed` refines the boxes between the layers. It belongs to the detector, which puts it here together with
+    `class_embed`; without it the boxes stay where they begin.
+    """
+
+    bbox_embed: nn.ModuleList | None
+    class_embed: nn.ModuleList | None
 
     def __init__(self, config: AnyGroundingDinoConfig) -> None:
         super().__init__()
@@ -107,13 +113,13 @@ class CrossModalityDecoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
         self.layer_norm = nn.LayerNorm(config.d_model, config.layer_norm_eps)
         self.reference_points_head = Perceptron(config.d_model * 2, config.d_model, config.d_model, num_layers=2)
-        self.bbox_embed, self.class_embed = build_heads(config)
+        self.bbox_embed = self.class_embed = None
 
     def forward(self, hidden_BQD: Tensor, boxes_BQ4: Tensor, memory: Memory, want_weights: bool) -> DecoderOutput:
         """Refine the queries' boxes (cx, cy, w, h), float32 in [0, 1] of the un-padded image."""
         ratios_B1L4 = memory.image.valid_ratios_BL2.repeat(1, 1, 2)[:, None]
         hidden, references, refined, weights = [], [boxes_BQ4], [], []
-        for layer, head in zip(self.layers, self.bbox_embed, strict=True):
+        for i, layer in enumerate(self.layers):
             start_BQ4 = references[-1].detach()
             position = box_position_embedding(start_BQ4, self.width // 2).to(hidden_BQD.dtype)
             hidden_BQD, layer_weights = layer(
@@ -123,11 +129,41 @@ class CrossModalityDecoder(nn.Module):
                 memory,
                 want_weights,
             )
-            assert isinstance(head, BoxHead)
-            references.append(head.refine(hidden_BQD, start_BQ4))
+            references.append(self._refine(i, hidden_BQD, start_BQ4))
             refined.append(references[-1].detach())
             hidden.append(self.layer_norm(hidden_BQD))
             weights.append(layer_weights)
         return DecoderOutput(
             tuple(hidden), tuple(references[:-1]), tuple(refined), tuple(w for w in weights if w is not None)
         )
+
+    def _refine(self, layer: int, hidden_BQD: Tensor, boxes_BQ4: Tensor) -> Tensor:
+        if self.bbox_embed is None:
+            return boxes_BQ4
+        head = self.bbox_embed[layer]
+        assert isinstance(head, BoxHead)
+        return head.refine(hidden_BQD, boxes_BQ4)
+
+
+def predict_layers(
+    layers: Sequence[int],
+    box_heads: nn.ModuleList,
+    class_heads: nn.ModuleList,
+    output: DecoderOutput,
+    memory: Memory,
+) -> tuple[Tensor, Tensor]:
+    """What the heads say after some of the layers.
+
+    Returns:
+        Logits `(layers, B, Q, T)`, -inf on padding and on empty queries, and boxes `(layers, B, Q, 4)`.
+    """
+    logits, boxes = [], []
+    for i in layers:
+        box_head = box_heads[i]
+        assert isinstance(box_head, BoxHead)
+        logits_BQT = class_heads[i](output.hidden[i], memory.text_BTD, memory.text.may_attend_B11T)
+        if memory.may_attend_B11Q is not None:
+            logits_BQT = logits_BQT.masked_fill(memory.may_attend_B11Q[:, 0].mT.logical_not(), -torch.inf)
+        logits.append(logits_BQT)
+        boxes.append(box_head.refine(output.hidden[i], output.references[i]))
+    return torch.stack(logits), torch.stack(boxes)

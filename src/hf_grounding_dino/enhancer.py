@@ -107,7 +107,10 @@ class ImageLayer(nn.Module):
 
 
 class EnhancerWeights(NamedTuple):
-    """Attention weights of one layer: image over text, text over image, text over text, image samples."""
+    """Attention weights of one layer: image over text, text over image, text over text, image samples.
+
+    The first two have batch and heads in one dimension, as transformers gives them.
+    """
 
     image_to_text: Tensor | None
     text_to_image: Tensor | None

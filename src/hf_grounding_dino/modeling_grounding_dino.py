@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
-import transformers
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
 from .backbones import (
+    ConvEncoder,
     ImageBackbone,
     build_input_projections,
     build_text_backbone,
@@ -29,9 +29,9 @@ from .configuration_grounding_dino import (
     MMGroundingDinoConfig,
     as_own_config,
 )
-from .context import ImageContext, Recording, Size, TextContext
-from .decoder import CrossModalityDecoder, DecoderOutput, DecoderWeights, Memory
-from .enhancer import EnhancerWeights, FeatureEnhancer
+from .context import ImageContext, Recording, Size, TextContext, by_kind
+from .decoder import CrossModalityDecoder, DecoderOutput, Memory, predict_layers
+from .enhancer import FeatureEnhancer
 from .heads import BoxHead, ContrastiveHead, build_heads, pad_logits, tied_heads
 from .losses import Predictions, count_boxes, grounding_loss
 from .outputs import GroundingDinoModelOutput, GroundingDinoObjectDetectionOutput, common_fields
@@ -41,13 +41,12 @@ from .query_selection import FirstStage, gather_tokens, grid_proposals, select_q
 from .targets import prepare_targets
 
 
-class LayerPredictions(NamedTuple):
+class Decoding(NamedTuple):
     """Everything the heads and the loss read of one forward pass."""
 
-    decoder: DecoderOutput
     first_stage: FirstStage
-    text_BTD: Tensor
-    text: TextContext
+    memory: Memory
+    decoded: DecoderOutput
 
 
 class GroundingDinoPreTrainedModel(PreTrainedModel):
@@ -65,6 +64,27 @@ class GroundingDinoPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__(as_own_config(config))
+        # The class's name is written to disk, where it must be the one that belongs to the model type.
+        self.__class__ = _class_for(type(self), cast(AnyGroundingDinoConfig, self.config))
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """As in transformers.
+
+        Raises:
+            ValueError: `use_reentrant=True`, under which the contexts of the layers would lose their gradients.
+        """
+        if (gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+            raise ValueError("`use_reentrant=True` is not supported for gradient checkpointing; leave it out.")
+        super().gradient_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
+
+    def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
+        """As in transformers; afterwards no parameter that the network does not use is trained."""
+        super().tie_weights(missing_keys, recompute_mapping)
+        for module in self.modules():
+            if isinstance(module, ConvEncoder):
+                module.freeze_unused()
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -162,18 +182,19 @@ class GroundingDinoModel(GroundingDinoPreTrainedModel):
         pixel_mask: Tensor | None,
         output_attentions: bool | None,
         output_hidden_states: bool | None,
-    ) -> tuple[GroundingDinoModelOutput, LayerPredictions]:
+    ) -> tuple[GroundingDinoModelOutput, Decoding]:
         """`forward`, and beside its result what the heads and the loss need."""
         record = Recording(
             states=bool(self.config.output_hidden_states if output_hidden_states is None else output_hidden_states),
             weights=bool(self.config.output_attentions if output_attentions is None else output_attentions),
         )
+        pixel_values = pixel_values.to(self.dtype)
         image_BSD, image = padded_pyramid(pixel_values, pixel_mask, self._pyramid, self._image_positions)
         text_BTD, text = self._text(input_ids, token_type_ids, attention_mask)
         enhanced = self.encoder(image_BSD, text_BTD, image, text, record)
         first_stage = self._select_queries(enhanced.image_BSD, enhanced.text_BTD, image, text)
         memory = Memory(enhanced.image_BSD, enhanced.text_BTD, image, text, first_stage.may_attend_B11Q)
-        decoded = self.decoder(first_stage.content_BQD, first_stage.boxes_BQ4, memory, record.weights)
+        decoded = self.decoder(first_stage.content_BQD, first_stage.boxes_BQ4.detach(), memory, record.weights)
         width = self.config.max_text_len
         output = GroundingDinoModelOutput(
             last_hidden_state=decoded.hidden[-1],
@@ -192,9 +213,9 @@ class GroundingDinoModel(GroundingDinoPreTrainedModel):
             output.enc_outputs_class = pad_logits(first_stage.all_logits_BST, width)
             output.enc_outputs_coord_logits = self._all_box_logits(first_stage, image)
         if record.weights:
-            output.encoder_attentions = _by_kind(enhanced.weights)
-            output.decoder_attentions = _by_kind(decoded.weights)
-        return output, LayerPredictions(decoded, first_stage, enhanced.text_BTD, text)
+            output.encoder_attentions = by_kind(enhanced.weights)
+            output.decoder_attentions = by_kind(decoded.weights)
+        return output, Decoding(first_stage, memory, decoded)
 
     def _pyramid(self, pixel_values: Tensor) -> list[Tensor]:
         return feature_pyramid(self.backbone, self.input_proj_vision, pixel_values)
@@ -248,24 +269,11 @@ class GroundingDinoModel(GroundingDinoPreTrainedModel):
         return offsets + torch.special.logit(grid_proposals(image).boxes_BS4)
 
 
-def _by_kind(weights: Sequence[EnhancerWeights] | Sequence[DecoderWeights]) -> tuple[tuple[Tensor, ...], ...]:
-    """From a tuple of kinds for each layer to a tuple of layers for each kind, as transformers orders them."""
-    return tuple(zip(*weights, strict=True))
-
-
 class GroundingDinoForObjectDetection(GroundingDinoPreTrainedModel):
     """The detector: a box and a similarity to every word from every query.
 
     Constructed from a configuration of either model type; `from_pretrained` takes a repo of either.
     """
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> GroundingDinoForObjectDetection:
-        """Give the model the class whose name belongs to its configuration, as that name is written to disk."""
-        # A copy of a model is made without a configuration, by a class that already fits.
-        config = args[0] if args else kwargs.get("config")
-        if cls is GroundingDinoForObjectDetection and isinstance(config, transformers.MMGroundingDinoConfig):
-            cls = MMGroundingDinoForObjectDetection
-        return super().__new__(cls)
 
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__(config)
@@ -273,15 +281,8 @@ class GroundingDinoForObjectDetection(GroundingDinoPreTrainedModel):
         self._tied_weights_keys = tied_heads(own)
         self.model = GroundingDinoModel(own)
         self.bbox_embed, self.class_embed = build_heads(own)
+        self.model.decoder.bbox_embed, self.model.decoder.class_embed = build_heads(own)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The word embeddings of the text encoder."""
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the word embeddings of the text encoder."""
-        self.model.set_input_embeddings(value)
 
     def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
         """Make decoder head i and head i one tensor, and all heads one where the configuration shares them.
@@ -331,10 +332,12 @@ class GroundingDinoForObjectDetection(GroundingDinoPreTrainedModel):
         Raises:
             ValueError: malformed labels, naming the image and the box.
         """
-        model_output, layers = self.model.predict(
+        model_output, decoding = self.model.predict(
             pixel_values, input_ids, token_type_ids, attention_mask, pixel_mask, output_attentions, output_hidden_states
         )
-        predictions = self._predictions(layers, every_layer=labels is not None)
+        layers = range(self.config.decoder_layers)[0 if labels is not None else -1 :]
+        heads = (self.bbox_embed, self.class_embed)
+        predictions = Predictions(*predict_layers(layers, *heads, decoding.decoded, decoding.memory))
         width = self.config.max_text_len
         output = GroundingDinoObjectDetectionOutput(
             logits=pad_logits(predictions.logits_KBQT[-1], width),
@@ -343,27 +346,11 @@ class GroundingDinoForObjectDetection(GroundingDinoPreTrainedModel):
             **common_fields(model_output),
         )
         if labels is not None:
-            output.loss, output.loss_dict = self._loss(predictions, layers.first_stage, input_ids, labels, num_boxes)
+            output.loss, output.loss_dict = self._loss(predictions, decoding.first_stage, input_ids, labels, num_boxes)
             if self.config.auxiliary_loss:
                 pairs = zip(predictions.logits_KBQT[:-1], predictions.boxes_KBQ4[:-1], strict=True)
                 output.auxiliary_outputs = [{"logits": pad_logits(z, width), "pred_boxes": b} for z, b in pairs]
         return output
-
-    def _predictions(self, layers: LayerPredictions, every_layer: bool) -> Predictions:
-        chosen = range(len(layers.decoder.hidden))[0 if every_layer else -1 :]
-        logits, boxes = [], []
-        for i in chosen:
-            box_head, class_head = self.bbox_embed[i], self.class_embed[i]
-            assert isinstance(box_head, BoxHead)
-            hidden_BQD = layers.decoder.hidden[i]
-            layer_logits = class_head(hidden_BQD, layers.text_BTD, layers.text.may_attend_B11T)
-            if layers.first_stage.may_attend_B11Q is not None:
-                layer_logits = layer_logits.masked_fill(
-                    layers.first_stage.may_attend_B11Q[:, 0, 0, :, None].logical_not(), -torch.inf
-                )
-            logits.append(layer_logits)
-            boxes.append(box_head.refine(hidden_BQD, layers.decoder.references[i]))
-        return Predictions(torch.stack(logits), torch.stack(boxes))
 
     def _loss(
         self,
@@ -385,7 +372,29 @@ class GroundingDinoForObjectDetection(GroundingDinoPreTrainedModel):
         )
 
 
+class MMGroundingDinoModel(GroundingDinoModel):
+    """`GroundingDinoModel` for the "mm-grounding-dino" type."""
+
+    config_class = MMGroundingDinoConfig
+
+
 class MMGroundingDinoForObjectDetection(GroundingDinoForObjectDetection):
     """`GroundingDinoForObjectDetection` for the "mm-grounding-dino" type (MM-Grounding-DINO, LLMDet)."""
 
     config_class = MMGroundingDinoConfig
+
+
+_TWINS = (
+    (GroundingDinoModel, MMGroundingDinoModel),
+    (GroundingDinoForObjectDetection, MMGroundingDinoForObjectDetection),
+)
+
+
+def _class_for(
+    cls: type[GroundingDinoPreTrainedModel], config: AnyGroundingDinoConfig
+) -> type[GroundingDinoPreTrainedModel]:
+    """The class of a pair that belongs to the configuration; `cls` itself where it is of no pair."""
+    for pair in _TWINS:
+        if cls in pair:
+            return pair[isinstance(config, MMGroundingDinoConfig)]
+    return cls

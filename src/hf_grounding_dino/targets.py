@@ -58,9 +58,9 @@ def _image_targets(name: str, label: Mapping[str, Any], numbers_T: Tensor) -> Ta
         raise ValueError(f"{name}: give either `class_labels` or `token_mask`.")
     if "token_mask" in label:
         return Targets(boxes, _check_token_mask(name, label["token_mask"], boxes, numbers_T))
-    classes = torch.as_tensor(label["class_labels"], device=device).reshape(-1)
-    if len(classes) != len(boxes):
-        raise ValueError(f"{name}: {len(classes)} `class_labels` for {len(boxes)} boxes.")
+    classes = torch.as_tensor(label["class_labels"], device=device)
+    if classes.shape != boxes.shape[:1]:
+        raise ValueError(f"{name}: `class_labels` must be ({len(boxes)},), not {tuple(classes.shape)}.")
     if len(classes) and (classes.is_floating_point() or classes.dtype == torch.bool):
         raise ValueError(f"{name}: `class_labels` must be integers, not {classes.dtype}.")
     num_phrases = int(numbers_T.max()) + 1
@@ -83,6 +83,8 @@ def _check_token_mask(name: str, mask: Any, boxes: Tensor, numbers_T: Tensor) ->
         raise ValueError(
             f"{name}: `token_mask` must be ({len(boxes)}, {len(numbers_T)}), not {tuple(token_mask.shape)}."
         )
+    if token_mask.is_floating_point():
+        raise ValueError(f"{name}: `token_mask` must be boolean, not {token_mask.dtype}.")
     tokens_GT = torch.nn.functional.pad(token_mask.bool(), (0, len(numbers_T) - token_mask.shape[1]))
     _refuse(name, ~tokens_GT.any(1), boxes, "is called by no token")
     _refuse(name, (tokens_GT & (numbers_T < 0)).any(1), boxes, "is called by a token outside every phrase")
