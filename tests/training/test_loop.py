@@ -25,7 +25,7 @@ SETTINGS = TrainingSettings(max_steps=4, learning_rate=1e-3, warmup_steps=1, log
 def make_batches() -> object:
     size = {"shortest_edge": 64, "longest_edge": 96}
     processor = GroundingDinoProcessor(GroundingDinoImageProcessor(size=size), build_tokenizer(VOCABULARY))
-    return partial(shapes_batches, processor, 2, SETTINGS.max_steps, 0, 0)
+    return partial(shapes_batches, processor, 2, SETTINGS.max_steps, 0, 0, 1)
 
 
 def run(folder: Path, settings: TrainingSettings, resume: bool = False) -> nn.Module:

@@ -48,7 +48,7 @@ def _mean(precision: np.ndarray[Any, Any]) -> float:
 
 
 def _ground_truth(pictures: Sequence[Mapping[str, Any]], num_classes: int) -> dict[str, Any]:
-    annotations = []
+    annotations: list[dict[str, Any]] = []
     for image_id, picture in enumerate(pictures):
         for box, label in zip(picture["boxes"].tolist(), picture["class_labels"].tolist(), strict=True):
             width, height = box[2] - box[0], box[3] - box[1]

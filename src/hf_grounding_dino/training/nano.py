@@ -15,7 +15,7 @@ from transformers import BertConfig, SwinConfig
 
 from ..configuration_grounding_dino import MMGroundingDinoConfig
 from ..data.collate import GroundingCollator
-from ..data.shapes import VOCABULARY, ShapesDataset
+from ..data.shapes import VOCABULARY, ShapesDataset, Task
 from ..data.tokenizer import build_tokenizer
 from ..image_processing_grounding_dino import GroundingDinoImageProcessor
 from ..modeling_grounding_dino import GroundingDinoForObjectDetection
@@ -34,6 +34,7 @@ def nano_processor() -> GroundingDinoProcessor:
 
 def nano_config(vocab_size: int) -> MMGroundingDinoConfig:
     """The architecture: Swin 24 wide, BERT 96 wide, 3 + 3 layers, 2.6 million parameters."""
+    stages: dict[str, Any] = {"out_features": ["stage2", "stage3", "stage4"]}
     return MMGroundingDinoConfig(
         backbone_config=SwinConfig(
             image_size=160,
@@ -42,7 +43,7 @@ def nano_config(vocab_size: int) -> MMGroundingDinoConfig:
             num_heads=[2, 4, 4, 8],
             window_size=5,
             drop_path_rate=0.05,
-            out_features=["stage2", "stage3", "stage4"],
+            **stages,
         ),
         text_config=BertConfig(
             vocab_size=vocab_size,
@@ -80,11 +81,27 @@ def size_of_batch(seed: int, batch_size: int, index: int) -> tuple[int, int]:
             return width, height
 
 
+def task_of_batch(mixed_every: int, batch_size: int, index: int) -> Task:
+    """Prompts of item `index`: mixed in each `mixed_every`-th batch, referring expressions in the others."""
+    return "referring" if index // batch_size % mixed_every else "mixed"
+
+
 def shapes_batches(
-    processor: GroundingDinoProcessor, batch_size: int, max_steps: int, seed: int, num_workers: int, first_step: int
+    processor: GroundingDinoProcessor,
+    batch_size: int,
+    max_steps: int,
+    seed: int,
+    num_workers: int,
+    mixed_every: int,
+    first_step: int,
 ) -> Iterable[dict[str, Any]]:
     """Batches of Shapes from a step on; a step's batch depends on the seed and the step alone."""
-    dataset = ShapesDataset(batch_size * max_steps, seed=seed, size=partial(size_of_batch, seed, batch_size))
+    dataset = ShapesDataset(
+        batch_size * max_steps,
+        seed=seed,
+        task=partial(task_of_batch, mixed_every, batch_size),
+        size=partial(size_of_batch, seed, batch_size),
+    )
     return DataLoader(
         dataset,
         batch_sampler=_Batches(batch_size, first_step, max_steps),
@@ -110,19 +127,32 @@ class _Batches:
 
 
 def train_nano(
-    output_dir: Path, *, settings: TrainingSettings, batch_size: int, num_workers: int = 1, resume: bool = False
+    output_dir: Path,
+    *,
+    settings: TrainingSettings,
+    batch_size: int,
+    num_workers: int = 1,
+    mixed_every: int = 1,
+    start_from: Path | None = None,
+    resume: bool = False,
 ) -> Path:
     """Train grounding-dino-nano and save it, with its processor, to `output_dir / "last"`.
 
     Args:
         batch_size: pictures a step.
         num_workers: processes that draw pictures.
+        mixed_every: see `task_of_batch`.
+        start_from: folder of a model to begin with, instead of random weights.
         resume: go on from the state in `output_dir`.
     """
     processor = nano_processor()
     torch.manual_seed(settings.seed)
-    model = GroundingDinoForObjectDetection(nano_config(len(processor.tokenizer)))
-    batches = partial(shapes_batches, processor, batch_size, settings.max_steps, settings.seed, num_workers)
+    if start_from is None:
+        model = GroundingDinoForObjectDetection(nano_config(len(processor.tokenizer)))
+    else:
+        model = GroundingDinoForObjectDetection.from_pretrained(start_from)
+    order = (batch_size, settings.max_steps, settings.seed, num_workers, mixed_every)
+    batches = partial(shapes_batches, processor, *order)
     averaged = train(model, batches, settings, output_dir, resume=resume)
     assert isinstance(averaged, GroundingDinoForObjectDetection)
     folder = output_dir / "last"

@@ -19,6 +19,7 @@ from .scene import CATEGORIES, SPLIT_CODES, Scene, Split, generate_scene
 Task = Literal["mixed", "detection", "caption", "referring"]
 FileTask = Literal["detection", "caption", "referring"]
 SizeOf = Callable[[int], tuple[int, int]]
+TaskOf = Callable[[int], Task]
 
 IMAGE_FOLDER: Final = "images"
 ANNOTATION_FILE: Final = "annotations.json"
@@ -61,7 +62,7 @@ class ShapesDataset(Dataset[ShapesItem]):
         *,
         seed: int = 0,
         split: Split = "train",
-        task: Task = "mixed",
+        task: Task | TaskOf = "mixed",
         size: tuple[int, int] | SizeOf | None = None,
     ) -> None:
         """Describe the data set; scenes are drawn when they are asked for.
@@ -70,7 +71,7 @@ class ShapesDataset(Dataset[ShapesItem]):
             length: Number of items, at least 0.
             seed: Start of the random numbers, at least 0.
             split: "train", "val" or "unseen"; no two of them share a scene.
-            task: Kind of prompt.
+            task: Kind of prompt, or a function from the item's position to it.
             size: (width, height) of all pictures in pixels, or a function from the item's position to it (one that
                 can be pickled, where worker processes load the data), or None for varied sizes.
 
@@ -81,12 +82,12 @@ class ShapesDataset(Dataset[ShapesItem]):
             raise ValueError(f"length and seed must be at least 0, not {length} and {seed}")
         if split not in SPLIT_CODES:
             raise ValueError(f"split must be one of {', '.join(SPLIT_CODES)}, not {split!r}")
-        if task not in _TASKS:
+        if not callable(task) and task not in _TASKS:
             raise ValueError(f"task must be one of {', '.join(_TASKS)}, not {task!r}")
         self.length = length
         self.seed = seed
         self.split: Split = split
-        self.task: Task = task
+        self.task = task
         self.size = size
 
     def __len__(self) -> int:
@@ -113,9 +114,10 @@ class ShapesDataset(Dataset[ShapesItem]):
     def _grounded(self, index: int, rng: np.random.Generator) -> tuple[Scene, Grounding]:
         scene = self.scene(index)
         share = float(rng.random())
-        if self.task == "detection" or (self.task == "mixed" and share < _DETECTION_SHARE):
+        task = self.task(index) if callable(self.task) else self.task
+        if task == "detection" or (task == "mixed" and share < _DETECTION_SHARE):
             return scene, detection_prompt(scene, rng)
-        if self.task == "caption" or (self.task == "mixed" and share < _DETECTION_SHARE + _CAPTION_SHARE):
+        if task == "caption" or (task == "mixed" and share < _DETECTION_SHARE + _CAPTION_SHARE):
             return scene, caption_prompt(scene, rng)
         grounding = referring_prompt(scene, rng)
         if self.task == "mixed":
