@@ -8,16 +8,16 @@ NANO: Path = _FOLDER / "grounding-dino-nano"
 """The folder of the small model that was trained on Shapes; loads with `from_pretrained`."""
 
 DEMO_PICTURE: Path = _FOLDER / "shapes.png"
-"""A picture of plain shapes, 320 x 256, that the small model has not seen: scene 3 of seed 11, split "val"."""
+"""A picture of plain shapes, 320 x 256, that the small model has not seen: scene 48 of seed 12, split "val"."""
 
 DEMO_LABELS: tuple[str, ...] = (
-    "yellow ring",
+    "red square",
     "yellow triangle",
-    "purple heart",
-    "orange star",
-    "white circle",
-    "green triangle",
-    "orange triangle",
-    "yellow heart",
+    "orange cross",
+    "yellow ring",
+    "purple cross",
+    "cyan diamond",
+    "cyan star",
+    "cyan ring",
 )
 """What is in the demo picture, once each."""
