@@ -223,6 +223,9 @@ class MMGroundingDinoConfig(_GroundingDinoOptions, transformers.MMGroundingDinoC
 
     model_type = "mm-grounding-dino"
 
+    # transformers before 5.23 has no such fields, though its repos do.
+    decoder_bbox_embed_share: bool = True
+    decoder_cls_embed_share: bool = True
     loss_preset: str = "mmdet"
     class_loss_coefficient: float = 2.0
     phrase_boundary_token_ids: list[int] | tuple[int, ...] = BERT_SPECIAL_TOKEN_IDS
