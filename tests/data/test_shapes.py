@@ -22,6 +22,7 @@ from hf_grounding_dino.data.shapes import (
     caption_prompt,
     category_name,
     detection_prompt,
+    expressions_prompt,
     generate_scene,
     referring_prompt,
 )
@@ -298,7 +299,24 @@ class TestReferring:
             kinds[kind] = kinds.get(kind, 0) + 1
         assert min(kinds[kind] for kind in ("relation", "superlative", "position", "attributes")) > 40
 
+    def test_several_expressions_each_mean_their_own_box(self) -> None:
+        counts = []
+        for scene, grounding in prompts(200, "train", expressions_prompt):
+            text = sentence(grounding)
+            assert grounding.spans is not None
+            found = []
+            for box, spans in zip(grounding.boxes, grounding.spans, strict=True):
+                for start, end in spans:
+                    assert expected_target(text[start : end + 1], scene)[1].box == box, text
+                    found.append(text[start : end + 1])
+            assert sorted(found) == sorted(re.findall(r"[^.]+\.", text.replace(". ", "."))), "all of it, nothing twice"
+            assert len(set(grounding.boxes)) == len(grounding.boxes)
+            counts.append(len(found))
+        assert min(counts) == 1
+        assert max(counts) == 12
+
     def test_two_like_objects_at_one_place_allow_none(self) -> None:
         item = ShapeObject("ring", "red", "small", "filled", (10.0, 10.0, 30.0, 30.0))
         scene = Scene(Image.new("RGB", (100, 100)), (item, item), "train", 0, 0)
         assert referring_prompt(scene, np.random.default_rng(0)) is None
+        assert expressions_prompt(scene, np.random.default_rng(0)) is None

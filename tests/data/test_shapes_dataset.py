@@ -54,6 +54,11 @@ class TestDataset:
         assert 0.42 < labels / 400 < 0.6
         assert single / 400 > 0.22
 
+    def test_several_expressions_are_one_caption(self) -> None:
+        texts = [str(item["text"]) for item in map(ShapesDataset(20, task="expressions").__getitem__, range(20))]
+        assert all(text.endswith(".") for text in texts)
+        assert max(text.count(".") for text in texts) > 3
+
     def test_a_spare_scene_stands_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The first scene allows no expression here, so the item shows the first spare scene."""
         refused = generate_scene(0, 0).objects

@@ -60,11 +60,11 @@ def nano_config(vocab_size: int) -> MMGroundingDinoConfig:
         num_feature_levels=3,
         encoder_layers=3,
         decoder_layers=3,
-        encoder_ffn_dim=256,
+        encoder_ffn_dim=288,
         decoder_ffn_dim=256,
         encoder_n_points=2,
-        encoder_attention_heads=8,
-        decoder_attention_heads=8,
+        encoder_attention_heads=6,
+        decoder_attention_heads=6,
         dropout=0.0,
         fusion_droppath=0.0,
         decoder_bbox_embed_share=False,
@@ -82,8 +82,8 @@ def size_of_batch(seed: int, batch_size: int, index: int) -> tuple[int, int]:
 
 
 def task_of_batch(mixed_every: int, batch_size: int, index: int) -> Task:
-    """Prompts of item `index`: mixed in each `mixed_every`-th batch, referring expressions in the others."""
-    return "referring" if index // batch_size % mixed_every else "mixed"
+    """Prompts of item `index`: mixed in each `mixed_every`-th batch, several expressions a picture in the others."""
+    return "expressions" if index // batch_size % mixed_every else "mixed"
 
 
 def shapes_batches(

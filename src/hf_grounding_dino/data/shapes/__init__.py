@@ -2,7 +2,7 @@
 
 from .dataset import ShapesDataset, ShapesItem, Task, write_coco, write_odvg
 from .drawing import Box
-from .language import VOCABULARY, Grounding, caption_prompt, detection_prompt, referring_prompt
+from .language import VOCABULARY, Grounding, caption_prompt, detection_prompt, expressions_prompt, referring_prompt
 from .phrases import Description
 from .scene import (
     CATEGORIES,
@@ -38,6 +38,7 @@ __all__ = [
     "caption_prompt",
     "category_name",
     "detection_prompt",
+    "expressions_prompt",
     "generate_scene",
     "referring_prompt",
     "write_coco",

@@ -13,10 +13,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .language import Grounding, caption_prompt, detection_prompt, referring_prompt
+from .language import Grounding, caption_prompt, detection_prompt, expressions_prompt, referring_prompt
 from .scene import CATEGORIES, SPLIT_CODES, Scene, Split, generate_scene
 
-Task = Literal["mixed", "detection", "caption", "referring"]
+Task = Literal["mixed", "detection", "caption", "referring", "expressions"]
 FileTask = Literal["detection", "caption", "referring"]
 SizeOf = Callable[[int], tuple[int, int]]
 TaskOf = Callable[[int], Task]
@@ -26,7 +26,7 @@ ANNOTATION_FILE: Final = "annotations.json"
 ODVG_FILE: Final = "annotations.jsonl"
 LABEL_MAP_FILE: Final = "label_map.json"
 
-_TASKS: Final = ("mixed", "detection", "caption", "referring")
+_TASKS: Final = ("mixed", "detection", "caption", "referring", "expressions")
 _DETECTION_SHARE: Final = 0.50
 _CAPTION_SHARE: Final = 0.15
 _SPARE_SCENES: Final = 50
@@ -53,7 +53,8 @@ class ShapesDataset(Dataset[ShapesItem]):
     """`length` scenes with prompts; an item depends only on its position, the seed, the split, the task and the size.
 
     The task "mixed" holds one half of label prompts, 15 % of captions and 35 % of referring expressions; a scene that
-    allows no such expression gets a label prompt there, and gives way to a spare scene under the task "referring".
+    allows no such expression gets a label prompt there, and gives way to a spare scene under the tasks "referring", one
+    expression an item, and "expressions", up to a dozen.
     """
 
     def __init__(
@@ -119,14 +120,15 @@ class ShapesDataset(Dataset[ShapesItem]):
             return scene, detection_prompt(scene, rng)
         if task == "caption" or (task == "mixed" and share < _DETECTION_SHARE + _CAPTION_SHARE):
             return scene, caption_prompt(scene, rng)
-        grounding = referring_prompt(scene, rng)
-        if self.task == "mixed":
+        refer = expressions_prompt if task == "expressions" else referring_prompt
+        grounding = refer(scene, rng)
+        if task == "mixed":
             return scene, grounding or detection_prompt(scene, rng)
         for spare in range(1, _SPARE_SCENES):
             if grounding is not None:
                 return scene, grounding
             scene = self.scene(index, spare)
-            grounding = referring_prompt(scene, rng)
+            grounding = refer(scene, rng)
         raise RuntimeError(f"no scene near item {index} allows a referring expression")
 
 

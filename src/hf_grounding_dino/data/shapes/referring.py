@@ -1,13 +1,13 @@
 """Expressions that mean exactly one object of a scene, each checked against the scene before it is used."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Final
 
 import numpy as np
 
-from .phrases import Description, Grounding, describe, pick, shuffled
+from .phrases import CharSpan, Description, Grounding, describe, pick, shuffled
 from .scene import Scene
 
 POSITION_MARGIN: Final = 0.06
@@ -84,14 +84,42 @@ def referring_prompt(scene: Scene, rng: np.random.Generator) -> Grounding | None
     It names attributes, a position, a largest or smallest one, or a place relative to an object that is itself unique.
     None where no kind of expression works after a few tries, as in a scene of two like objects side by side.
     """
+    found = _expression(scene, rng)
+    return None if found is None else _sentences([found], scene)
+
+
+def expressions_prompt(scene: Scene, rng: np.random.Generator, *, most: int = 12) -> Grounding | None:
+    """One to `most` different expressions, each as in `referring_prompt` and a sentence of its own.
+
+    An object that several of them mean has several spans. None where no expression works.
+    """
+    expressions: dict[str, int] = {}
+    for _ in range(1 + int(rng.integers(most))):
+        found = _expression(scene, rng)
+        if found is not None:
+            expressions.setdefault(*found)
+    return _sentences(list(expressions.items()), scene) if expressions else None
+
+
+def _expression(scene: Scene, rng: np.random.Generator) -> _Found | None:
     draws = rng.exponential(1.0, len(_KINDS)) / [weight for _, weight in _KINDS]
     for kind in np.argsort(draws).tolist():
         for _ in range(_TRIES):
             found = _KINDS[kind][0](scene, rng)
             if found is not None:
-                text, target = found
-                return Grounding(text + ".", (scene.objects[target].box,), spans=(((0, len(text)),),))
+                return found
     return None
+
+
+def _sentences(expressions: Sequence[_Found], scene: Scene) -> Grounding:
+    text = ""
+    spans: dict[int, list[CharSpan]] = {}
+    for words, target in expressions:
+        text += " " if text else ""
+        spans.setdefault(target, []).append((len(text), len(text) + len(words)))
+        text += words + "."
+    boxes = tuple(scene.objects[target].box for target in spans)
+    return Grounding(text, boxes, spans=tuple(tuple(of_target) for of_target in spans.values()))
 
 
 def _group(scene: Scene, rng: np.random.Generator) -> tuple[Description, tuple[int, ...]]:
