@@ -49,7 +49,7 @@ def test_it_scores_what_it_must(model: GroundingDinoForObjectDetection, processo
     scores = ShapesEvaluator(model, processor, count=50).evaluate()
     assert scores["AP50"] >= 0.85
     assert scores["unseen_AP50"] >= 0.75
-    assert scores["referring_P@1"] >= 0.45
+    assert scores["referring_P@1"] >= 0.5
 
 
 @pytest.mark.skipif(
@@ -63,8 +63,6 @@ def test_transformers_gives_the_same_detections(
     transformers.utils.logging.enable_propagation()
     with caplog.at_level(logging.WARNING), warnings.catch_warnings():
         warnings.simplefilter("error")
-        # What transformers says of every head width that is no power of 2: it could be faster on a GPU.
-        warnings.filterwarnings("ignore", message="You'd better set embed_dim")
         stock, report = AutoModelForZeroShotObjectDetection.from_pretrained(NANO, output_loading_info=True)
         stock_processor = AutoProcessor.from_pretrained(NANO)
     assert not caplog.records
