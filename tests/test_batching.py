@@ -209,7 +209,8 @@ def phrase_features(model: Any, prompts: list[tuple[list[int], ...]]) -> list[di
     """For each prompt of a padded batch, the text features before fusion of each phrase and its delimiter."""
     seen: list[torch.Tensor] = []
     hook = model.model.text_projection.register_forward_hook(lambda module, args, output: seen.append(output.detach()))
-    run(model, tiny.together([tiny.one(tiny.noise_image(32, 32), *p) for p in prompts]))
+    # With gradients, so that nothing comes from the memory of phrases.
+    model(**tiny.together([tiny.one(tiny.noise_image(32, 32), *p) for p in prompts]))
     hook.remove()
     result = []
     for row, prompt in zip(seen[0], prompts, strict=True):

@@ -10,12 +10,15 @@ if TYPE_CHECKING:
     from .configuration_grounding_dino import GroundingDinoConfig, MMGroundingDinoConfig
     from .deformable import multi_scale_deformable_attention, multi_scale_deformable_attention_reference
     from .image_processing_grounding_dino import GroundingDinoImageProcessor
+    from .kernel import kernel_status
     from .modeling_grounding_dino import (
         GroundingDinoForObjectDetection,
         GroundingDinoModel,
         MMGroundingDinoForObjectDetection,
     )
+    from .pipeline import GroundingDinoPipeline
     from .processing_grounding_dino import GroundingDinoProcessor
+    from .registration import register
 
 __version__ = "0.1.0"
 
@@ -24,11 +27,14 @@ __all__ = [
     "GroundingDinoForObjectDetection",
     "GroundingDinoImageProcessor",
     "GroundingDinoModel",
+    "GroundingDinoPipeline",
     "GroundingDinoProcessor",
     "MMGroundingDinoConfig",
     "MMGroundingDinoForObjectDetection",
+    "kernel_status",
     "multi_scale_deformable_attention",
     "multi_scale_deformable_attention_reference",
+    "register",
 ]
 
 _HOMES = {
@@ -36,11 +42,14 @@ _HOMES = {
     "GroundingDinoForObjectDetection": "modeling_grounding_dino",
     "GroundingDinoImageProcessor": "image_processing_grounding_dino",
     "GroundingDinoModel": "modeling_grounding_dino",
+    "GroundingDinoPipeline": "pipeline",
     "GroundingDinoProcessor": "processing_grounding_dino",
     "MMGroundingDinoConfig": "configuration_grounding_dino",
     "MMGroundingDinoForObjectDetection": "modeling_grounding_dino",
+    "kernel_status": "kernel",
     "multi_scale_deformable_attention": "deformable",
     "multi_scale_deformable_attention_reference": "deformable",
+    "register": "registration",
 }
 
 

@@ -1,11 +1,10 @@
-"""The two backbones, both from transformers: any image backbone, any text encoder under the phrase mask.
+"""Images to a pyramid of features: any image backbone of transformers, each image at its own size.
 
-Shapes: `B` batch, `H`, `W` pixels or cells, `T` text tokens, `D` width, `C` width of the text encoder.
+Shapes: `B` batch, `H`, `W` pixels or cells, `S` image tokens, `C` width of a stage, `D` width.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
-from transformers import AutoBackbone, AutoModel, PreTrainedModel
+from transformers import AutoBackbone
 
 from .configuration_grounding_dino import GROUP_NORM_GROUPS, AnyGroundingDinoConfig
 from .context import ImageContext, Size, build_image_context
 from .positions import LearnedPositionEmbedding, SinePositionEmbedding
+from .swin import follows_stock, swin_feature_maps
 
 PROBE_SIDE = 64
 
@@ -38,7 +38,7 @@ def unused_parameters(backbone_config: Any) -> frozenset[str]:
     """
     side = getattr(backbone_config, "image_size", None) or PROBE_SIDE
     height, width = side if isinstance(side, list | tuple) else (side, side)
-    with torch.device("meta"), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), torch.device("meta"):
         twin: Any = AutoBackbone.from_config(backbone_config)
         maps = twin(torch.zeros(1, 3, height, width)).feature_maps
         torch.stack([feature_map.sum() for feature_map in maps]).sum().backward()
@@ -80,7 +80,10 @@ class ImageBackbone(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """Feature maps of the configured stages, finest first, each `(B, C, H, W)`."""
-        maps: tuple[Tensor, ...] = self.conv_encoder.model(pixel_values).feature_maps
+        model = self.conv_encoder.model
+        if follows_stock(model):
+            return swin_feature_maps(model, pixel_values)
+        maps: tuple[Tensor, ...] = model(pixel_values).feature_maps
         return maps
 
 
@@ -114,6 +117,10 @@ def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> list[Size]:
     if pixel_mask.shape != (batch, height, width):
         raise ValueError(f"`pixel_mask` is {tuple(pixel_mask.shape)}, `pixel_values` need {(batch, height, width)}.")
     own = pixel_mask.bool()
+    if torch.compiler.is_compiling():
+        # A graph is for one size; it asks this of every mask while it runs.
+        assert own.all(), "A compiled model takes images of one size, without padding: batch them by size."
+        return [(height, width)] * batch
     sizes = torch.stack([own.any(2).sum(1), own.any(1).sum(1)], 1).tolist()
     for i, (h, w) in enumerate(sizes):
         if not h or not w:
@@ -168,48 +175,3 @@ def _crop(pixel_values: Tensor, rows: list[int], size: Size) -> Tensor:
 
 def _pad(maps: Tensor, size: Size) -> Tensor:
     return nn.functional.pad(maps, (0, size[1] - maps.shape[3], 0, size[0] - maps.shape[2]))
-
-
-def build_text_backbone(config: AnyGroundingDinoConfig) -> PreTrainedModel:
-    """The text encoder, without the pooling layer that nothing here reads, where it has one."""
-    try:
-        model: PreTrainedModel = AutoModel.from_config(config.text_config, add_pooling_layer=False)
-    except TypeError:  # an encoder that never has a pooling layer has no such argument
-        model = AutoModel.from_config(config.text_config)
-    return model
-
-
-def encode_text(
-    backbone: nn.Module,
-    input_ids_BT: Tensor,
-    token_type_ids_BT: Tensor | None,
-    position_ids_BT: Tensor,
-    may_attend_B1TT: Tensor,
-) -> Tensor:
-    """Last hidden states `(B, T, C)` with each token seeing its own phrase alone.
-
-    Raises:
-        ValueError: a phrase is longer than the encoder has positions for.
-    """
-    _check_phrase_length(backbone, position_ids_BT)
-    dtype = next(backbone.parameters()).dtype
-    # Additive, because every attention implementation of transformers takes that form.
-    mask = torch.zeros_like(may_attend_B1TT, dtype=dtype).masked_fill(
-        may_attend_B1TT.logical_not(), torch.finfo(dtype).min
-    )
-    if token_type_ids_BT is None:
-        token_type_ids_BT = torch.zeros_like(input_ids_BT)
-    optional = {"token_type_ids": token_type_ids_BT, "position_ids": position_ids_BT}
-    accepted = inspect.signature(backbone.forward).parameters
-    arguments = {name: value for name, value in optional.items() if name in accepted}
-    states: Tensor = backbone(input_ids=input_ids_BT, attention_mask=mask, **arguments).last_hidden_state
-    return states
-
-
-def _check_phrase_length(backbone: nn.Module, position_ids_BT: Tensor) -> None:
-    limit = getattr(backbone.config, "max_position_embeddings", None)
-    if limit is None or position_ids_BT.shape[1] <= limit:
-        return
-    longest = int(position_ids_BT.max()) + 1
-    if longest > limit:
-        raise ValueError(f"A phrase has {longest} tokens, the text encoder reads {limit}: divide the caption with '.'.")

@@ -20,6 +20,7 @@ from .context import ImageContext, TextContext
 from .deformable import DeformableAttention
 from .heads import BoxHead, Perceptron
 from .positions import box_position_embedding
+from .token_wise import token_wise
 
 
 class Memory(NamedTuple):
@@ -77,7 +78,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         hidden_BQD = self.encoder_attn_text_layer_norm(hidden_BQD + self.dropout(update))
         update, samples = self.encoder_attn(hidden_BQD + position_BQD, memory.image_BSD, references_BQL4, memory.image)
         hidden_BQD = self.encoder_attn_layer_norm(hidden_BQD + self.dropout(update))
-        update = self.fc2(self.activation_dropout(self.activation_fn(self.fc1(hidden_BQD))))
+        update = token_wise(hidden_BQD, self.fc1, self.activation_fn, self.activation_dropout, self.fc2)
         hidden_BQD = self.final_layer_norm(hidden_BQD + self.dropout(update))
         return hidden_BQD, DecoderWeights(over_queries, over_text, samples) if want_weights else None
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,10 @@ from transformers import initialization as init
 
 from .configuration_grounding_dino import AnyGroundingDinoConfig
 from .context import ImageContext
+from .kernel import kernel_serves
+from .token_wise import token_wise
+
+FAR_OUTSIDE = 2.0
 
 
 def multi_scale_deformable_attention_reference(
@@ -25,7 +30,8 @@ def multi_scale_deformable_attention_reference(
     levels = value.split([h * w for h, w in spatial_shapes], 1)
     # Half-precision coordinates would be off by up to half a cell, so everything here is at least float32.
     dtype = torch.promote_types(value.dtype, torch.float32)
-    grids = 2 * sampling_locations.to(dtype) - 1
+    # Beyond -1 and 2 nothing of a map is near; grid_sample has no good answer for what is not finite.
+    grids = 2 * sampling_locations.to(dtype).nan_to_num(FAR_OUTSIDE).clamp(-1, FAR_OUTSIDE) - 1
     sampled = []
     for level, (height, level_width) in enumerate(spatial_shapes):
         maps = levels[level].to(dtype).permute(0, 2, 3, 1).reshape(batch * heads, width, height, level_width)
@@ -41,7 +47,8 @@ def multi_scale_deformable_attention(
 ) -> Tensor:
     """Weighted sum of bilinear samples from every level of a feature pyramid.
 
-    Zero outside the map; pixel centres at half integers.
+    Zero outside the map, where infinite and NaN locations are too; pixel centres at half integers. Locations and sums
+    are at least float32. Served by the kernel where there is one (`kernel_status`), else by the plain definition.
 
     Args:
         value: `(B, S, H, C)`, the levels' cells one after another, rows first.
@@ -53,13 +60,92 @@ def multi_scale_deformable_attention(
         `(B, N, H * C)` in the type of `value`.
 
     Raises:
-        ValueError: a level is empty, or the levels do not add up to S.
+        ValueError: a level is empty, the levels do not add up to S, or a tensor is of the wrong shape, integer, or on
+            another device; the message names it.
     """
+    _check(value, spatial_shapes, sampling_locations, attention_weights)
+    if torch.compiler.is_exporting() or not kernel_serves(value.device.type):
+        return multi_scale_deformable_attention_reference(value, spatial_shapes, sampling_locations, attention_weights)
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    sides = [side for shape in spatial_shapes for side in shape]
+    output: Tensor = torch.ops.hf_grounding_dino.deformable_attention(
+        value, sides, sampling_locations.to(dtype), attention_weights.to(dtype)
+    )
+    return output
+
+
+def _check(
+    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], sampling_locations: Tensor, attention_weights: Tensor
+) -> None:
+    if value.ndim != 4 or not value.is_floating_point():
+        raise ValueError(f"`value` must be (B, S, H, C) and floating, not {tuple(value.shape)} of {value.dtype}.")
     if any(h < 1 or w < 1 for h, w in spatial_shapes):
         raise ValueError(f"`spatial_shapes` holds an empty level: {list(spatial_shapes)}.")
     if sum(h * w for h, w in spatial_shapes) != value.shape[1]:
         raise ValueError(f"`spatial_shapes` {list(spatial_shapes)} do not add up to the {value.shape[1]} of `value`.")
-    return multi_scale_deformable_attention_reference(value, spatial_shapes, sampling_locations, attention_weights)
+    batch, _, heads, _ = value.shape
+    start = (batch, *sampling_locations.shape[1:2], heads, len(spatial_shapes))
+    for name, tensor, rest in (
+        ("sampling_locations", sampling_locations, 2),
+        ("attention_weights", attention_weights, 1),
+    ):
+        if tensor.ndim != 4 + rest or tensor.shape[:4] != start or not tensor.is_floating_point():
+            raise ValueError(
+                f"`{name}` must begin with {start} and be floating, not {tuple(tensor.shape)} of {tensor.dtype}."
+            )
+        if tensor.device != value.device:
+            raise ValueError(f"`{name}` is on {tensor.device}, `value` on {value.device}.")
+    if sampling_locations.shape[4:] != (attention_weights.shape[4], 2):
+        raise ValueError(
+            f"`sampling_locations` {tuple(sampling_locations.shape)} must be the shape of `attention_weights`"
+            f" {tuple(attention_weights.shape)} and (x, y)."
+        )
+
+
+torch.library.define(
+    "hf_grounding_dino::deformable_attention",
+    "(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights) -> Tensor",
+)
+torch.library.define(
+    "hf_grounding_dino::deformable_attention_backward",
+    "(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights)"
+    " -> (Tensor, Tensor, Tensor)",
+)
+
+
+@torch.library.register_fake("hf_grounding_dino::deformable_attention")
+def _(value: Tensor, spatial_shapes: list[int], sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:
+    batch, _, heads, width = value.shape
+    return value.new_empty(batch, sampling_locations.shape[1], heads * width)
+
+
+@torch.library.register_fake("hf_grounding_dino::deformable_attention_backward")
+def _(
+    grad_output: Tensor,
+    value: Tensor,
+    spatial_shapes: list[int],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    packed = torch.contiguous_format
+    grads = (torch.empty_like(t, memory_format=packed) for t in (value, sampling_locations, attention_weights))
+    return tuple(grads)  # type: ignore[return-value]
+
+
+def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    value, ctx.spatial_shapes, sampling_locations, attention_weights = inputs
+    ctx.save_for_backward(value, sampling_locations, attention_weights)
+
+
+def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
+    value, locations, weights = ctx.saved_tensors
+    of_value, of_locations, of_weights = torch.ops.hf_grounding_dino.deformable_attention_backward(
+        grad_output, value, ctx.spatial_shapes, locations, weights
+    )
+    return of_value, None, of_locations, of_weights
+
+
+torch.library.register_autograd("hf_grounding_dino::deformable_attention", _backward, setup_context=_save_inputs)
 
 
 class DeformableAttention(nn.Module):
@@ -101,12 +187,12 @@ class DeformableAttention(nn.Module):
         Returns:
             `(B, N, D)` and the weights `(B, N, H, L, P)`.
         """
-        value = self.value_proj(image_BSD)
+        value = token_wise(image_BSD, self.value_proj)
         if image.padding_BS1 is not None:
             value = value.masked_fill(image.padding_BS1, 0.0)
-        offsets = self.sampling_offsets(query_BND).float()
+        offsets = token_wise(query_BND, self.sampling_offsets).float()
         offsets = offsets.unflatten(-1, (self.num_heads, self.num_levels, self.num_points, 2))
-        weights = self.attention_weights(query_BND).unflatten(-1, (self.num_heads, -1))
+        weights = token_wise(query_BND, self.attention_weights).unflatten(-1, (self.num_heads, -1))
         weights = weights.softmax(-1).unflatten(-1, (self.num_levels, self.num_points))
         attention = (
             multi_scale_deformable_attention_reference if self.use_reference else multi_scale_deformable_attention
@@ -117,7 +203,7 @@ class DeformableAttention(nn.Module):
             self._locations(references[:, :, None, :, None], offsets, image),
             weights,
         )
-        return self.output_proj(output), weights
+        return token_wise(output, self.output_proj), weights
 
     def _locations(self, references_BN1L1R: Tensor, offsets: Tensor, image: ImageContext) -> Tensor:
         if references_BN1L1R.shape[-1] == 2:

@@ -18,6 +18,7 @@ from .attention import BidirectionalAttention, MultiheadAttention
 from .configuration_grounding_dino import AnyGroundingDinoConfig
 from .context import ImageContext, Recording, TextContext
 from .deformable import DeformableAttention
+from .token_wise import token_wise
 
 LAYER_SCALE = 1e-4
 
@@ -74,7 +75,7 @@ class TextLayer(nn.Module):
         query = text_BTD + text.positions_BTD
         update, weights = self.self_attn(query, query, text_BTD, text.may_attend_B1TT, want_weights)
         text_BTD = self.layer_norm_before(text_BTD + self.dropout(update))
-        update = self.fc2(self.dropout(self.activation(self.fc1(text_BTD))))
+        update = token_wise(text_BTD, self.fc1, self.activation, self.dropout, self.fc2)
         return self.layer_norm_after(text_BTD + self.dropout(update)), weights
 
 
@@ -102,7 +103,7 @@ class ImageLayer(nn.Module):
         query = image_BSD + image.positions_BSD
         update, weights = self.self_attn(query, image_BSD, image.references_BSL2, image)
         image_BSD = self.self_attn_layer_norm(image_BSD + self.dropout(update))
-        update = self.fc2(self.activation_dropout(self.activation_fn(self.fc1(image_BSD))))
+        update = token_wise(image_BSD, self.fc1, self.activation_fn, self.activation_dropout, self.fc2)
         return self.final_layer_norm(image_BSD + self.dropout(update)), weights
 
 

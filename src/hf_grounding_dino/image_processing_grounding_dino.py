@@ -27,12 +27,19 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from transformers import BatchFeature
 from transformers.image_transforms import get_size_with_aspect_ratio
-from transformers.image_utils import AnnotationFormat, ChannelDimension, PILImageResampling, SizeDict
+from transformers.image_utils import (
+    AnnotationFormat,
+    ChannelDimension,
+    PILImageResampling,
+    SizeDict,
+    get_image_size_for_max_height_width,
+)
 from transformers.processing_utils import ImagesKwargs
 
 ResizeRule = Literal["transformers", "original"]
 Size = tuple[int, int]
 
+_OWN_OPTIONS = ("resize_rule", "size_divisor")
 _EXIF_ORIENTATION = 0x0112
 _URL_TIMEOUT_SECONDS = 30
 # What the decoders of PIL raise on damaged files, beside OSError.
@@ -206,10 +213,34 @@ def original_size(image_size: Size, shortest_edge: int, longest_edge: int) -> Si
     return (new_long, new_short) if width < height else (new_short, new_long)
 
 
-def _checked_rule(rule: str) -> str:
-    if rule not in get_args(ResizeRule):
-        raise ValueError(f"resize_rule is one of {get_args(ResizeRule)}, not {rule!r}.")
-    return rule
+def nearest_multiple(length: int, divisor: int, longest: int | None) -> int:
+    """The multiple of `divisor` nearest to `length`: at least one, and no more than `longest` where one is that small.
+
+    Half way goes up: 48 becomes 64 with a divisor of 32.
+    """
+    multiples = (length + divisor // 2) // divisor
+    if longest is not None:
+        multiples = min(multiples, longest // divisor)
+    return max(multiples, 1) * divisor
+
+
+def _rounded(size: SizeDict, image_size: Size, divisor: int) -> SizeDict:
+    height, width = size.height, size.width
+    limits = (size.longest_edge, size.longest_edge)
+    if size.max_height and size.max_width:
+        limits = (size.max_height, size.max_width)
+        height, width = get_image_size_for_max_height_width(image_size, *limits)
+    if not height or not width:
+        return size
+    rounded = (nearest_multiple(side, divisor, limit) for side, limit in zip((height, width), limits, strict=True))
+    return SizeDict(**dict(zip(("height", "width"), rounded, strict=True)))
+
+
+def _check_options(resize_rule: str, size_divisor: int | None) -> None:
+    if resize_rule not in get_args(ResizeRule):
+        raise ValueError(f"resize_rule is one of {get_args(ResizeRule)}, not {resize_rule!r}.")
+    if size_divisor is not None and size_divisor < 1:
+        raise ValueError(f"size_divisor is at least 1, or None, not {size_divisor!r}.")
 
 
 def _pil_resize(image: Tensor, size: Size, resample: int) -> Tensor:
@@ -224,12 +255,15 @@ class GroundingDinoImageProcessorKwargs(ImagesKwargs, total=False):
     """What can be given to the processor at its making and at each call.
 
     `format` and `do_convert_annotations` are those of transformers. `resize_rule` is "transformers", or "original" for
-    the sizes and the resampling of the original repository.
+    the sizes and the resampling of the original repository. `size_divisor` rounds height and width, after resizing, to
+    the nearest multiple, so that pictures come in few sizes (a compiled model makes a graph for each); pictures are
+    stretched a little. None rounds nothing.
     """
 
     format: str | AnnotationFormat
     do_convert_annotations: bool
     resize_rule: str
+    size_divisor: int | None
 
 
 class GroundingDinoImageProcessor(transformers.GroundingDinoImageProcessor):
@@ -240,21 +274,23 @@ class GroundingDinoImageProcessor(transformers.GroundingDinoImageProcessor):
 
     valid_kwargs = GroundingDinoImageProcessorKwargs
     resize_rule: str = "transformers"
+    size_divisor: int | None = None
 
     def __init__(self, **kwargs: Any) -> None:
         """Make a processor; see `GroundingDinoImageProcessorKwargs`.
 
         Raises:
-            ValueError: `resize_rule` is not one that exists.
+            ValueError: `resize_rule` is not one that exists, or `size_divisor` is less than 1.
         """
         super().__init__(**kwargs)
-        _checked_rule(self.resize_rule)
+        _check_options(self.resize_rule, self.size_divisor)
 
     def to_dict(self) -> dict[str, Any]:
-        """What is written to disk: the options of transformers, and `resize_rule` where it is not the default."""
+        """What is written to disk: the options of transformers, and the ones of this class that are not the default."""
         options: dict[str, Any] = super().to_dict()
-        if options.get("resize_rule") == type(self).resize_rule:
-            del options["resize_rule"]
+        for name in _OWN_OPTIONS:
+            if name in options and options[name] == getattr(type(self), name):
+                del options[name]
         return options
 
     def preprocess(self, images: Any, annotations: Any = None, *args: Any, **kwargs: Any) -> BatchFeature:
@@ -269,11 +305,12 @@ class GroundingDinoImageProcessor(transformers.GroundingDinoImageProcessor):
         Raises:
             ValueError: there is no picture, or one cannot be read.
         """
-        rule = kwargs.pop("resize_rule", None)
-        if rule is not None and rule != self.resize_rule:
+        given = {name: kwargs.pop(name) for name in _OWN_OPTIONS if kwargs.get(name) is not None}
+        if any(value != getattr(self, name) for name, value in given.items()):
             # `resize` sees no options of the call; a copy holds them and leaves other threads alone.
             other = copy.copy(self)
-            other.resize_rule = _checked_rule(rule)
+            vars(other).update(given)
+            _check_options(other.resize_rule, other.size_divisor)
             return other.preprocess(images, annotations, *args, **kwargs)
         pictures = read_images(images, kwargs.pop("input_data_format", None))
         if not pictures:
@@ -289,12 +326,14 @@ class GroundingDinoImageProcessor(transformers.GroundingDinoImageProcessor):
         resample: PILImageResampling | InterpolationMode | int | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Resize a picture, or a stack of them, by `resize_rule`; no side becomes less than one pixel."""
+        """Resize a picture, or a stack, by `resize_rule` and `size_divisor`; no side becomes less than one pixel."""
         original = self.resize_rule == "original"
         if size.shortest_edge and size.longest_edge:
             rule = original_size if original else get_size_with_aspect_ratio
             height, width = rule((image.shape[-2], image.shape[-1]), size.shortest_edge, size.longest_edge)
-            size = SizeDict(height=max(height, 1), width=max(width, 1))
+            size = SizeDict(height=max(height, 1), width=max(width, 1), longest_edge=size.longest_edge)
+        if self.size_divisor is not None:
+            size = _rounded(size, (image.shape[-2], image.shape[-1]), self.size_divisor)
         if original and image.dtype == torch.uint8 and size.height and size.width:
             code = resample.name if isinstance(resample, InterpolationMode) else resample
             code = getattr(Image.Resampling, code, Image.Resampling.NEAREST) if isinstance(code, str) else code

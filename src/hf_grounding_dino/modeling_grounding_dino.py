@@ -6,7 +6,7 @@ Shapes: `B` batch, `S` image tokens, `T` text tokens, `Q` queries, `D` width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
-from .backbones import (
-    ConvEncoder,
-    ImageBackbone,
-    build_input_projections,
-    build_text_backbone,
-    encode_text,
-    feature_pyramid,
-    padded_pyramid,
-)
+from .backbones import ConvEncoder, ImageBackbone, build_input_projections, feature_pyramid, padded_pyramid
 from .configuration_grounding_dino import (
     AnyGroundingDinoConfig,
     GroundingDinoConfig,
@@ -30,23 +22,17 @@ from .configuration_grounding_dino import (
     as_own_config,
 )
 from .context import ImageContext, Recording, Size, TextContext, by_kind
-from .decoder import CrossModalityDecoder, DecoderOutput, Memory, predict_layers
+from .decoder import CrossModalityDecoder, Memory, predict_layers
 from .enhancer import FeatureEnhancer
 from .heads import BoxHead, ContrastiveHead, build_heads, pad_logits, tied_heads
 from .losses import Predictions, count_boxes, grounding_loss
 from .outputs import GroundingDinoModelOutput, GroundingDinoObjectDetectionOutput, common_fields
+from .passage import Decoding, EncodedImage, Prompt, encoded_images, model_output, wanted
 from .positions import text_position_embedding
 from .prompts import phrase_numbers, sub_sentence_attention
 from .query_selection import FirstStage, gather_tokens, grid_proposals, select_queries
 from .targets import prepare_targets
-
-
-class Decoding(NamedTuple):
-    """Everything the heads and the loss read of one forward pass."""
-
-    first_stage: FirstStage
-    memory: Memory
-    decoded: DecoderOutput
+from .text_features import PhraseMemory, TextNetwork, build_text_backbone
 
 
 class GroundingDinoPreTrainedModel(PreTrainedModel):
@@ -118,6 +104,7 @@ class GroundingDinoModel(GroundingDinoPreTrainedModel):
         if own.embedding_init_target:
             self.query_position_embeddings = nn.Embedding(own.num_queries, own.d_model)
         self.decoder = CrossModalityDecoder(own)
+        self.phrase_memory = PhraseMemory()
         self.post_init()
 
     def initialize_parameters(self) -> None:
@@ -147,16 +134,23 @@ class GroundingDinoModel(GroundingDinoPreTrainedModel):
         """Train the image backbone."""
         self.backbone.conv_encoder.set_requires_grad(True)
 
+    def train(self, mode: bool = True) -> GroundingDinoModel:
+        """As in torch; what is remembered of the text encoder's work is forgotten before training."""
+        if mode:
+            self.phrase_memory.clear()
+        return super().train(mode)
+
     @can_return_tuple
     def forward(
         self,
-        pixel_values: Tensor,
-        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         pixel_mask: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        encoded_image: EncodedImage | None = None,
     ) -> GroundingDinoModelOutput:
         """Find the prompt's words in the images.
 
@@ -168,54 +162,54 @@ class GroundingDinoModel(GroundingDinoPreTrainedModel):
             pixel_mask: `(B, H, W)`, 1 on each image's own pixels; ones when left out.
             output_attentions: return attention weights; the attention is then computed step by step.
             output_hidden_states: return the states of every layer.
-        """
-        return self.predict(
-            pixel_values, input_ids, token_type_ids, attention_mask, pixel_mask, output_attentions, output_hidden_states
-        )[0]
+            encoded_image: what `encode_image` gave, for B prompts, instead of `pixel_values` and `pixel_mask`.
 
-    def predict(
-        self,
-        pixel_values: Tensor,
-        input_ids: Tensor,
-        token_type_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        pixel_mask: Tensor | None,
-        output_attentions: bool | None,
-        output_hidden_states: bool | None,
-    ) -> tuple[GroundingDinoModelOutput, Decoding]:
-        """`forward`, and beside its result what the heads and the loss need."""
-        record = Recording(
-            states=bool(self.config.output_hidden_states if output_hidden_states is None else output_hidden_states),
-            weights=bool(self.config.output_attentions if output_attentions is None else output_attentions),
-        )
+        Raises:
+            ValueError: not exactly one of `pixel_values` and `encoded_image`, no `input_ids`, or their numbers differ.
+        """
+        record = wanted(self.config, output_attentions, output_hidden_states)
+        prompt = Prompt.of(input_ids, token_type_ids, attention_mask)
+        encoded = encoded_images(self.encode_image, pixel_values, pixel_mask, encoded_image, prompt)
+        return self.report(self.decode(encoded, prompt, record), record)
+
+    def encode_image(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> EncodedImage:
+        """All that depends on the images alone, which several prompts can share: see `EncodedImage`.
+
+        Args:
+            pixel_values: `(B, 3, H, W)`, normalised images at the top left of the canvas.
+            pixel_mask: `(B, H, W)`, 1 on each image's own pixels; ones when left out.
+
+        Raises:
+            ValueError: the mask has another size than the pixels, or leaves an image no pixel.
+        """
         pixel_values = pixel_values.to(self.dtype)
-        image_BSD, image = padded_pyramid(pixel_values, pixel_mask, self._pyramid, self._image_positions)
-        text_BTD, text = self._text(input_ids, token_type_ids, attention_mask)
+        return EncodedImage(*padded_pyramid(pixel_values, pixel_mask, self._pyramid, self._image_positions))
+
+    def decode(self, encoded: EncodedImage, prompt: Prompt, record: Recording) -> Decoding:
+        """From features to queries: what the paper's figure shows."""
+        image_BSD, image = encoded
+        text_BTD, text = self._text(prompt)
         enhanced = self.encoder(image_BSD, text_BTD, image, text, record)
         first_stage = self._select_queries(enhanced.image_BSD, enhanced.text_BTD, image, text)
         memory = Memory(enhanced.image_BSD, enhanced.text_BTD, image, text, first_stage.may_attend_B11Q)
         decoded = self.decoder(first_stage.content_BQD, first_stage.boxes_BQ4.detach(), memory, record.weights)
-        width = self.config.max_text_len
-        output = GroundingDinoModelOutput(
-            last_hidden_state=decoded.hidden[-1],
-            init_reference_points=first_stage.boxes_BQ4.detach(),
-            intermediate_hidden_states=torch.stack(decoded.hidden, 1),
-            intermediate_reference_points=torch.stack(decoded.refined, 1),
-            encoder_last_hidden_state_vision=enhanced.image_BSD,
-            encoder_last_hidden_state_text=enhanced.text_BTD,
-            encoder_logits=pad_logits(first_stage.logits_BQT, width),
-            encoder_pred_boxes=first_stage.boxes_BQ4,
-        )
+        return Decoding(enhanced, first_stage, memory, decoded)
+
+    def report(self, decoding: Decoding, record: Recording) -> GroundingDinoModelOutput:
+        """A decoding under the names of transformers, with what was asked for beside."""
+        first_stage, width = decoding.first_stage, self.config.max_text_len
+        output = model_output(decoding, width)
         if record.states:
-            output.encoder_vision_hidden_states = enhanced.image_states
-            output.encoder_text_hidden_states = enhanced.text_states
-            output.decoder_hidden_states = (self.decoder.layer_norm(first_stage.content_BQD), *decoded.hidden)
+            hidden = (self.decoder.layer_norm(first_stage.content_BQD), *decoding.decoded.hidden)
+            output.decoder_hidden_states = hidden
+            output.encoder_vision_hidden_states = decoding.enhanced.image_states
+            output.encoder_text_hidden_states = decoding.enhanced.text_states
             output.enc_outputs_class = pad_logits(first_stage.all_logits_BST, width)
-            output.enc_outputs_coord_logits = self._all_box_logits(first_stage, image)
+            output.enc_outputs_coord_logits = self._all_box_logits(first_stage, decoding.memory.image)
         if record.weights:
-            output.encoder_attentions = by_kind(enhanced.weights)
-            output.decoder_attentions = by_kind(decoded.weights)
-        return output, Decoding(first_stage, memory, decoded)
+            output.encoder_attentions = by_kind(decoding.enhanced.weights)
+            output.decoder_attentions = by_kind(decoding.decoded.weights)
+        return output
 
     def _pyramid(self, pixel_values: Tensor) -> list[Tensor]:
         return feature_pyramid(self.backbone, self.input_proj_vision, pixel_values)
@@ -225,16 +219,13 @@ class GroundingDinoModel(GroundingDinoPreTrainedModel):
         levels = zip(sizes, spatial_shapes, self.level_embed, strict=True)
         return torch.cat([embed(own, padded, device) + level for own, padded, level in levels], 1)
 
-    def _text(
-        self, input_ids: Tensor, token_type_ids: Tensor | None, attention_mask: Tensor | None
-    ) -> tuple[Tensor, TextContext]:
-        may_attend_BTT, position_ids = sub_sentence_attention(input_ids, self.config.phrase_boundary_token_ids)
-        may_attend_B1TT = may_attend_BTT[:, None]
-        states = encode_text(self.text_backbone, input_ids, token_type_ids, position_ids, may_attend_B1TT)
-        text_BTD = self.text_projection(states)
-        real_BT = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    def _text(self, prompt: Prompt) -> tuple[Tensor, TextContext]:
+        special_token_ids = self.config.phrase_boundary_token_ids
+        may_attend_BTT, position_ids = sub_sentence_attention(prompt.input_ids, special_token_ids)
+        network = TextNetwork(self.text_backbone, self.text_projection, special_token_ids)
+        text_BTD = self.phrase_memory.features(network, prompt.input_ids, prompt.token_type_ids)
         positions = text_position_embedding(position_ids, self.config.d_model).to(text_BTD.dtype)
-        return text_BTD, TextContext(may_attend_B1TT, real_BT.bool()[:, None, None], positions)
+        return text_BTD, TextContext(may_attend_BTT[:, None], prompt.may_attend_BT[:, None, None], positions)
 
     def _select_queries(
         self, image_BSD: Tensor, text_BTD: Tensor, image: ImageContext, text: TextContext
@@ -273,6 +264,10 @@ class GroundingDinoForObjectDetection(GroundingDinoPreTrainedModel):
     """The detector: a box and a similarity to every word from every query.
 
     Constructed from a configuration of either model type; `from_pretrained` takes a repo of either.
+
+    `torch.compile(model, fullgraph=True)` reads images of one size at a time, with a graph for each size and prompt
+    length; `size_divisor` and `pad_to_multiple_of` of the processor keep these few. The loss stays out of the graph:
+    leave `fullgraph` out to train with `labels`, where other numbers of boxes make further graphs.
     """
 
     def __init__(self, config: PretrainedConfig) -> None:
@@ -305,11 +300,15 @@ class GroundingDinoForObjectDetection(GroundingDinoPreTrainedModel):
                     f" `{flag}=True`: set `{flag}` to False in config.json."
                 )
 
+    def encode_image(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> EncodedImage:
+        """As `GroundingDinoModel.encode_image`."""
+        return self.model.encode_image(pixel_values, pixel_mask)
+
     @can_return_tuple
     def forward(
         self,
-        pixel_values: Tensor,
-        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         pixel_mask: Tensor | None = None,
@@ -317,6 +316,7 @@ class GroundingDinoForObjectDetection(GroundingDinoPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         num_boxes: Tensor | float | None = None,
+        encoded_image: EncodedImage | None = None,
     ) -> GroundingDinoObjectDetectionOutput:
         """Detect the prompt's words in the images, and with labels compute the loss.
 
@@ -330,11 +330,12 @@ class GroundingDinoForObjectDetection(GroundingDinoPreTrainedModel):
                 accumulates gradients gives the number for its whole step.
 
         Raises:
-            ValueError: malformed labels, naming the image and the box.
+            ValueError: malformed labels, naming the image and the box, or as `GroundingDinoModel.forward`.
         """
-        model_output, decoding = self.model.predict(
-            pixel_values, input_ids, token_type_ids, attention_mask, pixel_mask, output_attentions, output_hidden_states
-        )
+        record = wanted(self.config, output_attentions, output_hidden_states)
+        prompt = Prompt.of(input_ids, token_type_ids, attention_mask)
+        encoded = encoded_images(self.encode_image, pixel_values, pixel_mask, encoded_image, prompt)
+        decoding = self.model.decode(encoded, prompt, record)
         layers = range(self.config.decoder_layers)[0 if labels is not None else -1 :]
         heads = (self.bbox_embed, self.class_embed)
         predictions = Predictions(*predict_layers(layers, *heads, decoding.decoded, decoding.memory))
@@ -342,34 +343,32 @@ class GroundingDinoForObjectDetection(GroundingDinoPreTrainedModel):
         output = GroundingDinoObjectDetectionOutput(
             logits=pad_logits(predictions.logits_KBQT[-1], width),
             pred_boxes=predictions.boxes_KBQ4[-1],
-            input_ids=input_ids,
-            **common_fields(model_output),
+            input_ids=prompt.input_ids,
+            **common_fields(self.model.report(decoding, record)),
         )
         if labels is not None:
-            output.loss, output.loss_dict = self._loss(predictions, decoding.first_stage, input_ids, labels, num_boxes)
+            output.loss, output.loss_dict = self._loss(predictions, decoding.first_stage, prompt, labels, num_boxes)
             if self.config.auxiliary_loss:
                 pairs = zip(predictions.logits_KBQT[:-1], predictions.boxes_KBQ4[:-1], strict=True)
                 output.auxiliary_outputs = [{"logits": pad_logits(z, width), "pred_boxes": b} for z, b in pairs]
         return output
 
+    @torch.compiler.disable(reason="boxes are matched on the host: compile without `fullgraph` to give `labels`")
     def _loss(
         self,
         predictions: Predictions,
         first_stage: FirstStage,
-        input_ids: Tensor,
+        prompt: Prompt,
         labels: Sequence[Mapping[str, Any]],
         num_boxes: Tensor | float | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        targets = prepare_targets(labels, phrase_numbers(input_ids, self.config.phrase_boundary_token_ids))
+        targets = prepare_targets(labels, phrase_numbers(prompt.input_ids, self.config.phrase_boundary_token_ids))
         every_set = Predictions(
             torch.cat([predictions.logits_KBQT, first_stage.logits_BQT[None]]),
             torch.cat([predictions.boxes_KBQ4, first_stage.boxes_BQ4[None]]),
         )
-        if num_boxes is None:
-            num_boxes = count_boxes(targets, input_ids.device)
-        return grounding_loss(
-            every_set, targets, self.config.loss_weights, self.config.focal_alpha, torch.as_tensor(num_boxes)
-        )
+        count = count_boxes(targets, prompt.input_ids.device) if num_boxes is None else torch.as_tensor(num_boxes)
+        return grounding_loss(every_set, targets, self.config.loss_weights, self.config.focal_alpha, count)
 
 
 class MMGroundingDinoModel(GroundingDinoModel):

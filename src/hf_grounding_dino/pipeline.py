@@ -1,0 +1,213 @@
+"""The zero-shot object detection pipeline of transformers, with all labels of a picture in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice, repeat
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import transformers
+from PIL import Image
+from torch import Tensor
+from transformers import ZeroShotObjectDetectionPipeline
+from transformers.image_utils import load_image
+
+from .configuration_grounding_dino import as_own_config
+from .modeling_grounding_dino import GroundingDinoForObjectDetection
+from .post_processing import Detections
+from .processing_grounding_dino import GroundingDinoProcessor
+from .vocabulary import PROMPT_TOKENS, Chunking, Scoring, detect
+
+DEFAULT_THRESHOLD = 0.1
+
+Found = dict[str, Any]
+"""One detection: `score`, `label`, and `box` with `xmin`, `ymin`, `xmax` and `ymax` in whole pixels."""
+
+_STOCK_MODELS = (transformers.GroundingDinoForObjectDetection, transformers.MMGroundingDinoForObjectDetection)
+_FORWARD_OPTIONS = ("threshold", "scoring", "nms", "chunk_tokens", "chunk_labels", "chunk_batch")
+_CALL_OPTIONS = ("batch_size", "num_workers", "timeout", "top_k", *_FORWARD_OPTIONS)
+
+
+class GroundingDinoPipeline(ZeroShotObjectDetectionPipeline):
+    """Find labels in pictures: `pipeline("zero-shot-object-detection", model=..., pipeline_class=...)`.
+
+    Call and result are those of transformers. All labels of a picture go through the model together, divided between
+    prompts only where one cannot hold them, and with one pass of the image backbone.
+    """
+
+    _load_processor = True
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def __init__(
+        self, model: Any, processor: Any = None, tokenizer: Any = None, image_processor: Any = None, **kwargs: Any
+    ) -> None:
+        """Join a model with its processor, or with its tokenizer and image processor.
+
+        A model of transformers is turned into the one of this package.
+
+        Raises:
+            ValueError: the model is not of this family, or there is neither a processor nor both of its parts.
+        """
+        if not isinstance(processor, GroundingDinoProcessor):
+            tokenizer = tokenizer or getattr(processor, "tokenizer", None)
+            image_processor = image_processor or getattr(processor, "image_processor", None)
+            if tokenizer is None or image_processor is None:
+                raise ValueError("Give a processor, or a tokenizer and an image processor.")
+            processor = GroundingDinoProcessor(image_processor, tokenizer)
+        super().__init__(model=_own_model(model).eval(), processor=processor, **kwargs)
+
+    def __call__(self, image: Any = None, candidate_labels: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Find the labels in one picture or in many.
+
+        Args:
+            image: a picture (PIL image, array, tensor, path or URL); a dict with `image` and `candidate_labels`; or a
+                list, a dataset or a generator of either.
+            candidate_labels: a list of labels, or one string of labels parted by commas; for a list of pictures also
+                one list of labels a picture. Dicts have their own.
+            **kwargs: `threshold` (0.1): the least score, exclusive. `top_k`: the most detections of a picture.
+                `nms`: of two boxes of one label that overlap by more (IoU), keep the better. `batch_size` (1):
+                pictures that run together. `timeout`: of URLs, in seconds. `scoring`: see `vocabulary.detect`;
+                here it is "max". `chunk_tokens`, `chunk_labels`, `chunk_batch`: see `vocabulary.Chunking`.
+                `num_workers` is without effect.
+
+        Returns:
+            The detections of a picture by falling score, `[{"score", "label", "box": {xmin, ymin, xmax, ymax}}]`; a
+            list of such for a list; an iterator over such, made as they are asked for, for the rest.
+
+        Raises:
+            ValueError: no labels, an empty or unknown label, a picture that cannot be read, or not as many lists of
+                labels as pictures.
+            TypeError: an option that does not exist.
+        """
+        candidate_labels = kwargs.pop("text_queries", candidate_labels)
+        unknown = sorted(set(kwargs) - set(_CALL_OPTIONS))
+        if unknown:
+            raise TypeError(f"There is no option {unknown[0]!r}; there are {', '.join(_CALL_OPTIONS)}.")
+        call = super(ZeroShotObjectDetectionPipeline, self).__call__
+        if _is_one(image):
+            return call(_item(image, candidate_labels), **kwargs)
+        if not isinstance(image, (list, tuple, np.ndarray, Tensor)):
+            return call((_item(one, candidate_labels) for one in image), **kwargs)
+        labels = _labels_per_image(candidate_labels, len(image))
+        items = [_item(one, own) for one, own in zip(image, labels, strict=False)]
+        return call(items, **kwargs) if items else []
+
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        names = (("timeout",), _FORWARD_OPTIONS, ("top_k",))
+        before, during, after = ({name: kwargs[name] for name in some if name in kwargs} for some in names)
+        return before, during, after
+
+    def get_iterator(
+        self,
+        inputs: Iterable[Found],
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> Iterator[list[Found]]:
+        """The detections of each input, `batch_size` pictures at a time."""
+        items = (self.preprocess(item, **preprocess_params) for item in inputs)
+        while batch := list(islice(items, batch_size)):
+            for found in self.forward(batch, **forward_params):
+                yield self.postprocess(found, **postprocess_params)
+
+    def preprocess(self, inputs: Any, timeout: float | None = None) -> Found:  # type: ignore[override]
+        """The picture and its list of labels.
+
+        Raises:
+            ValueError: there are no labels.
+        """
+        image, labels = inputs["image"], inputs["candidate_labels"]
+        if timeout is not None and isinstance(image, str):
+            image = load_image(image, timeout=timeout)
+        if isinstance(labels, str):
+            labels = [label.strip() for label in labels.split(",")]
+        if labels is None or not len(labels):
+            raise ValueError("No labels: give candidate_labels.")
+        return {"image": image, "labels": list(labels)}
+
+    def _forward(  # type: ignore[override]
+        self,
+        batch: Any,
+        threshold: float = DEFAULT_THRESHOLD,
+        scoring: Scoring = "max",
+        nms: float | None = None,
+        chunk_tokens: int | None = PROMPT_TOKENS,
+        chunk_labels: int | None = None,
+        chunk_batch: int = 4,
+    ) -> list[Detections]:
+        same_labels: dict[tuple[str, ...], list[int]] = {}
+        for row, item in enumerate(batch):
+            same_labels.setdefault(tuple(item["labels"]), []).append(row)
+        found: dict[int, Detections] = {}
+        for labels, rows in same_labels.items():
+            results = detect(
+                cast(GroundingDinoForObjectDetection, self.model),
+                cast(GroundingDinoProcessor, self.processor),
+                [batch[row]["image"] for row in rows],
+                labels,
+                threshold=threshold,
+                top_k=None,
+                scoring=scoring,
+                nms_threshold=nms,
+                chunking=Chunking(chunk_tokens, chunk_labels, chunk_batch),
+            )
+            found |= zip(rows, results, strict=True)
+        return [found[row] for row in range(len(batch))]
+
+    def postprocess(self, found: Detections, top_k: int | None = None) -> list[Found]:  # type: ignore[override]
+        """The best `top_k` detections in plain numbers and strings."""
+        rows = zip(found["scores"].tolist(), found["text_labels"], found["boxes"].int().tolist(), strict=True)
+        corners = ("xmin", "ymin", "xmax", "ymax")
+        results = [{"score": s, "label": label, "box": dict(zip(corners, b, strict=True))} for s, label, b in rows]
+        return results[: top_k or None]
+
+
+def _is_one(image: Any) -> bool:
+    if isinstance(image, (np.ndarray, Tensor)):
+        return image.ndim <= 3
+    return isinstance(image, (str, Path, Image.Image, Mapping))
+
+
+def _item(image: Any, labels: Any) -> Found:
+    if not isinstance(image, Mapping):
+        return {"image": image, "candidate_labels": labels}
+    return {"image": image["image"], "candidate_labels": image.get("candidate_labels", labels)}
+
+
+def _labels_per_image(labels: Any, num_images: int) -> Iterable[Any]:
+    if labels is None or isinstance(labels, str) or all(isinstance(label, str) for label in labels):
+        return repeat(labels)
+    if len(labels) != num_images:
+        raise ValueError(f"{len(labels)} lists of candidate_labels for {num_images} images.")
+    return list(labels)
+
+
+def _own_model(model: Any) -> GroundingDinoForObjectDetection:
+    """The model itself, or its twin in this package with the same tensors."""
+    if isinstance(model, GroundingDinoForObjectDetection):
+        return model
+    name = f"{type(model).__module__}.{type(model).__name__}"
+    if not isinstance(model, _STOCK_MODELS):
+        raise ValueError(f"{name} is not a model for this pipeline: give a GroundingDinoForObjectDetection.")
+    if len(set(getattr(model, "hf_device_map", {}).values())) > 1 or getattr(model, "hf_quantizer", None) is not None:
+        raise ValueError(f"{name} is quantized or on several devices: load it with this package instead.")
+    twin, report = cast(
+        tuple[GroundingDinoForObjectDetection, dict[str, Any]],
+        GroundingDinoForObjectDetection.from_pretrained(
+            None,
+            config=as_own_config(model.config),
+            state_dict=model.state_dict(),
+            dtype=model.dtype,
+            output_loading_info=True,
+        ),
+    )
+    if report["missing_keys"]:
+        raise ValueError(f"{name} lacks {sorted(report['missing_keys'])[0]}: load it with this package instead.")
+    twin.to(model.device)  # type: ignore[arg-type]
+    return twin
