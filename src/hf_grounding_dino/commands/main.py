@@ -16,6 +16,7 @@ from . import PROGRAM, UserError, complain
 # Each name is a module beside this one.
 COMMANDS = {
     "detect": "find what words name in pictures, and draw it",
+    "benchmark": "time this package beside stock transformers, on the same weights",
 }
 
 EXIT_USER_ERROR = 2
