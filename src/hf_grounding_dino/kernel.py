@@ -142,7 +142,9 @@ def cpu_recipe() -> Recipe:
     """For the processor of this machine."""
     vector = VECTOR_FLAGS.get(torch.backends.cpu.get_cpu_capability(), ()) if platform.machine() == "x86_64" else ()
     threads = ("-fopenmp",) if sys.platform == "linux" else ()
-    return Recipe(SOURCES / "deformable_attention_cpu.cpp", ("-O3", *threads, *vector), (), threads)
+    # Without the last flag the compiler must not turn comparisons of samples into vector code.
+    flags = ("-O3", *threads, *vector, "-fno-trapping-math")
+    return Recipe(SOURCES / "deformable_attention_cpu.cpp", flags, (), threads)
 
 
 def cuda_recipe(capabilities: Sequence[tuple[int, int]]) -> Recipe:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .context import Size
 from .token_wise import token_wise
 
-ROWS_AT_A_TIME = 2048
+ROWS_AT_A_TIME = 4096
 OUT_OF_SIGHT = -100.0
 """What stock Swin adds to the score of two cells that a shift made neighbours."""
 

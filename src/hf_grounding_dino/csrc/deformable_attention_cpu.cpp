@@ -20,7 +20,7 @@
 namespace hf_grounding_dino {
 namespace {
 
-constexpr int64_t kQueriesPerTask = 256;
+constexpr int64_t kQueriesPerTask = 64;
 
 template <typename T>
 using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
@@ -33,6 +33,9 @@ struct Level {
 struct Shape {
   int64_t batch, queries, heads, points, width;
   std::vector<Level> levels;
+  // The height, width and start of the level of each sample of a query, for vector code.
+  std::vector<float> heights, widths;
+  std::vector<int32_t> starts;
 
   Shape(const at::Tensor& value, at::IntArrayRef spatial_shapes, const at::Tensor& locations)
       : batch(value.size(0)),
@@ -44,6 +47,9 @@ struct Shape {
     for (size_t i = 0; i + 1 < spatial_shapes.size(); i += 2) {
       levels.push_back(
           {static_cast<int32_t>(spatial_shapes[i]), static_cast<int32_t>(spatial_shapes[i + 1]), start});
+      heights.insert(heights.end(), points, spatial_shapes[i]);
+      widths.insert(widths.end(), points, spatial_shapes[i + 1]);
+      starts.insert(starts.end(), points, start);
       start += spatial_shapes[i] * spatial_shapes[i + 1];
     }
     TORCH_CHECK(start == value.size(1), "`spatial_shapes` do not add up to the ", value.size(1), " of `value`.");
@@ -54,45 +60,90 @@ struct Shape {
   }
 };
 
+// The samples of one query and head: the tokens that they read and their bilinear weight times the attention weight,
+// first of all top left corners, then top right, bottom left, bottom right.
+template <typename A>
+struct Plan {
+  std::vector<int32_t> tokens;
+  std::vector<A> shares;
+
+  explicit Plan(const Shape& shape) : tokens(4 * shape.samples()), shares(4 * shape.samples()) {}
+
+  void make(const Shape& shape, const A* locations, const A* weights) {
+    const int64_t n = shape.samples();
+    const float* heights = shape.heights.data();
+    const float* widths = shape.widths.data();
+    const int32_t* starts = shape.starts.data();
+    int32_t* token = tokens.data();
+    A* weight = shares.data();
+#pragma GCC ivdep
+    for (int64_t i = 0; i < n; ++i) {
+      const A height = heights[i], width = widths[i];
+      A left, left_share, right_share, top, top_share, bottom_share;
+      share(locations[2 * i], width, left, left_share, right_share);
+      share(locations[2 * i + 1], height, top, top_share, bottom_share);
+      const A right = left + A(1) < width ? left + A(1) : left;
+      const A bottom = top + A(1) < height ? top + A(1) : top;
+      left = left < A(0) ? A(0) : left;
+      top = top < A(0) ? A(0) : top;
+      const int32_t row_length = static_cast<int32_t>(width);
+      const int32_t above = starts[i] + static_cast<int32_t>(top) * row_length;
+      const int32_t below = starts[i] + static_cast<int32_t>(bottom) * row_length;
+      token[i] = above + static_cast<int32_t>(left);
+      token[n + i] = above + static_cast<int32_t>(right);
+      token[2 * n + i] = below + static_cast<int32_t>(left);
+      token[3 * n + i] = below + static_cast<int32_t>(right);
+      weight[i] = weights[i] * top_share * left_share;
+      weight[n + i] = weights[i] * top_share * right_share;
+      weight[2 * n + i] = weights[i] * bottom_share * left_share;
+      weight[3 * n + i] = weights[i] * bottom_share * right_share;
+    }
+  }
+};
+
 // WIDTH is the width of a head where it is known at compile time, else 0.
 template <typename T, typename A, int WIDTH>
 void forward_queries(
     const Shape& shape, const T* value, int64_t token_stride, const A* locations, const A* weights, T* output,
     int64_t first, int64_t last) {
   const int64_t width = WIDTH ? WIDTH : shape.width;
+  const int64_t n = shape.samples();
+  const int64_t step = shape.heads * n;
+  Plan<A> plan(shape), next(shape);
+  next.make(shape, locations + first * step * 2, weights + first * step);
   std::vector<A> any_width(WIDTH ? 0 : width);
   A known_width[WIDTH ? WIDTH : 1];
   A* sum = WIDTH ? known_width : any_width.data();
   for (int64_t query = first; query < last; ++query) {
-    const A* location = locations + query * shape.heads * shape.samples() * 2;
-    const A* weight = weights + query * shape.heads * shape.samples();
+    std::swap(plan, next);
+    const int64_t following = std::min(query + 1, last - 1);
+    next.make(shape, locations + following * step * 2, weights + following * step);
+    const int32_t* token = plan.tokens.data();
+    const A* weight = plan.shares.data();
     std::fill(sum, sum + width, A(0));
-    for (const Level& level : shape.levels) {
-      const T* cells = value + level.start * token_stride;
-      for (int64_t point = 0; point < shape.points; ++point, location += 2, ++weight) {
-        const Axis<A> x = interpolate(location[0], level.width);
-        const Axis<A> y = interpolate(location[1], level.height);
-        const A top = *weight * y.low_share, bottom = *weight * y.high_share;
-        const A a = top * x.low_share, b = top * x.high_share, c = bottom * x.low_share, d = bottom * x.high_share;
-        if (a == 0 && b == 0 && c == 0 && d == 0) {
-          continue;
-        }
-        const T* above = cells + y.low * level.width * token_stride;
-        const T* below = cells + y.high * level.width * token_stride;
-        const T* top_left = above + x.low * token_stride;
-        const T* top_right = above + x.high * token_stride;
-        const T* bottom_left = below + x.low * token_stride;
-        const T* bottom_right = below + x.high * token_stride;
+    for (int64_t i = 0; i < n; ++i) {
+      for (int corner = 0; corner < 4; ++corner) {
+        const char* soon = reinterpret_cast<const char*>(value + next.tokens[corner * n + i] * token_stride);
+        __builtin_prefetch(soon);
+        __builtin_prefetch(soon + 64);
+      }
+      const A a = weight[i], b = weight[n + i], c = weight[2 * n + i], d = weight[3 * n + i];
+      if (a == 0 && b == 0 && c == 0 && d == 0) {
+        continue;
+      }
+      const T* top_left = value + token[i] * token_stride;
+      const T* top_right = value + token[n + i] * token_stride;
+      const T* bottom_left = value + token[2 * n + i] * token_stride;
+      const T* bottom_right = value + token[3 * n + i] * token_stride;
 #pragma omp simd
-        for (int64_t i = 0; i < width; ++i) {
-          sum[i] += a * static_cast<A>(top_left[i]) + b * static_cast<A>(top_right[i]) +
-              c * static_cast<A>(bottom_left[i]) + d * static_cast<A>(bottom_right[i]);
-        }
+      for (int64_t j = 0; j < width; ++j) {
+        sum[j] += a * static_cast<A>(top_left[j]) + b * static_cast<A>(top_right[j]) +
+            c * static_cast<A>(bottom_left[j]) + d * static_cast<A>(bottom_right[j]);
       }
     }
     T* row = output + query * shape.heads * width;
-    for (int64_t i = 0; i < width; ++i) {
-      row[i] = static_cast<T>(sum[i]);
+    for (int64_t j = 0; j < width; ++j) {
+      row[j] = static_cast<T>(sum[j]);
     }
   }
 }
@@ -185,8 +236,9 @@ at::Tensor forward(
     with_width(shape.width, [&](auto known_width) {
       at::parallel_for(0, shape.batch * shape.heads * blocks, 1, [&](int64_t begin, int64_t end) {
         for (int64_t task = begin; task < end; ++task) {
-          const int64_t first = task % blocks * kQueriesPerTask;
-          const int64_t head = task / blocks % shape.heads;
+          // Heads take turns over a few queries, because their channels of a token lie side by side.
+          const int64_t head = task % shape.heads;
+          const int64_t first = task / shape.heads % blocks * kQueriesPerTask;
           const int64_t image = task / blocks / shape.heads;
           const int64_t row = image * shape.queries * shape.heads + head;
           forward_queries<scalar_t, A, decltype(known_width)::value>(
