@@ -21,7 +21,7 @@ from .timer import interleaved
 
 _PROCESS_STATUS = Path("/proc/self/status")
 _PROCESS_PEAK_RESET = Path("/proc/self/clear_refs")
-_WARM_UP_SIZE = (128, 128)
+_WARM_UP_SIZE = (256, 256)
 _GIBI = 2.0**30
 _ENGINES = ("ours", "stock")
 
