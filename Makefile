@@ -3,13 +3,18 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-gpu lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hf-grounding-dino detect --demo
 
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# Where there is a CUDA device: the tests that need one, then the figures.
+test-gpu: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/hf-grounding-dino benchmark --device cuda --dtypes float32,float16,bfloat16 --batch 1,8 --cases forward,train,kernel
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff format --check .

@@ -227,11 +227,6 @@ def test_adapters_and_hooks_on_the_linear_layers_are_heard() -> None:
     assert (swin_feature_maps(model, pixels)[0] - before[0]).abs().max() > 0.01
 
 
-def checkpointed(model: Any) -> None:
-    """In training, with layers that run twice."""
-    model.train().gradient_checkpointing_enable({"use_reentrant": False})
-
-
 def hooked(model: Any) -> None:
     """Somebody watches a layer."""
     model.swin.encoder.layers[1].blocks[0].register_forward_hook(lambda *_: None)
@@ -254,7 +249,7 @@ def other_attention(model: Any) -> None:
     model.config._attn_implementation = "flex_attention"
 
 
-@pytest.mark.parametrize("change", [checkpointed, hooked, replaced, wrapped, other_attention])
+@pytest.mark.parametrize("change", [hooked, replaced, wrapped, other_attention])
 def test_it_steps_aside(change: Callable[[Any], None]) -> None:
     model = backbone()
     assert follows_stock(model)
@@ -273,15 +268,15 @@ def test_other_backbones_run_as_they_are() -> None:
 
 
 def test_checkpointing_changes_no_gradient() -> None:
-    """In train mode the network with checkpointing takes the stock way, and the gradients are those of the fast way."""
+    """Stages that run twice give the gradients of stages that run once."""
     gradients = []
     for enable in (False, True):
         image_backbone = tiny.tiny_model().model.backbone.train()
         model = image_backbone.conv_encoder.model
         if enable:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        assert follows_stock(model) is not enable
+        assert follows_stock(model)
         sum(m.square().sum() for m in image_backbone(images(37, 50))).backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     for plain, checkpoint in zip(*gradients, strict=True):
-        assert (plain - checkpoint).abs().max() <= 1e-5 * plain.abs().max() + 1e-4
+        torch.testing.assert_close(plain, checkpoint, rtol=1e-6, atol=1e-6)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .context import Size
 from .token_wise import token_wise
@@ -26,7 +27,7 @@ def follows_stock(model: Any) -> bool:
     """Whether `swin_feature_maps` may stand in for a call of this backbone.
 
     It may for the Swin of transformers as it was built, and not where calling a layer means more than its arithmetic:
-    gradient checkpointing, hooks, another attention, layers wrapped for sharding or offloading, `torch.jit.trace`.
+    hooks, another attention, layers wrapped for sharding or offloading, `torch.jit.trace`.
     """
     if type(model).__name__ != "SwinBackbone" or model.config.model_type != "swin":
         return False
@@ -46,8 +47,7 @@ def follows_stock(model: Any) -> bool:
 
 
 def _is_plain(module: nn.Module, class_name: str) -> bool:
-    checkpointing = module.training and getattr(module, "gradient_checkpointing", False)
-    return type(module).__name__ == class_name and "forward" not in module.__dict__ and not checkpointing
+    return type(module).__name__ == class_name and "forward" not in module.__dict__
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -71,7 +71,10 @@ def swin_feature_maps(model: Any, pixel_values: Tensor) -> tuple[Tensor, ...]:
     rows_NC = rows.flatten(0, 1)
     maps = {"stem": (rows_NC, size)}
     for name, stage in zip(model.stage_names[1:], model.swin.encoder.layers, strict=True):
-        rows_NC = run_stage(stage, rows_NC, batch, size)
+        if stage.training and stage.gradient_checkpointing:
+            rows_NC = checkpoint(run_stage, stage, rows_NC, batch, size, use_reentrant=False)
+        else:
+            rows_NC = run_stage(stage, rows_NC, batch, size)
         maps[name] = (rows_NC, size)
         if name == model.out_features[-1]:
             break

@@ -17,6 +17,7 @@ import torch
 import transformers
 
 import hf_grounding_dino
+from hf_grounding_dino import kernel_status
 
 from .rows import Agreement, Ratio, Row, Timing
 from .settings import Settings
@@ -55,8 +56,11 @@ def _hardware(device: torch.device) -> str:
 
 
 def _kernel() -> str:
-    status = getattr(hf_grounding_dino, "kernel_status", None)
-    return " ".join(str(status()).split()) if status is not None else "none, plain PyTorch"
+    served = (
+        f"{device}: {status.implementation}" + (f" ({status.reason})" if status.implementation == "reference" else "")
+        for device, status in kernel_status().items()
+    )
+    return ", ".join(served)
 
 
 def as_json(rows: Sequence[Row], settings: Settings, about: Mapping[str, str]) -> str:

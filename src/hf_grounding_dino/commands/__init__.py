@@ -10,8 +10,12 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    import torch
 
 PROGRAM = "hf-grounding-dino"
 
@@ -28,6 +32,23 @@ class UserError(Exception):
 def complain(problem: object) -> None:
     """Say on one line of stderr what went wrong, beside any progress bar."""
     tqdm.write(f"{PROGRAM}: {' '.join(str(problem).split())}", file=sys.stderr)
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of that name, or for "auto" the one there is.
+
+    Raises:
+        UserError: it cannot be used.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"the device {name} cannot be used: {error}") from error
+    return torch.device(name)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_grounding_dino.benchmark.settings import CASES, DTYPES, FULL, TINY, Settings, Size
 
-from . import PROGRAM, UserError, quiet_libraries
+from . import PROGRAM, UserError, quiet_libraries, usable_device
 from .detect import load_detector
 from .pictures import make_folder, write_file
 
@@ -118,22 +118,10 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     given = {name: getattr(arguments, name) for name in _NAMES if getattr(arguments, name) is not None}
     if arguments.tiny and arguments.model is not None:
         raise UserError("give either --tiny or --model")
-    device = _usable_device(arguments.device)
+    device = str(usable_device(arguments.device))
     base = TINY if arguments.tiny else FULL
     repeats = _GPU_REPEATS if device.startswith("cuda") else base.repeats
     return replace(base, **{"device": device, "repeats": repeats, "compiled": not arguments.no_compile, **given})
-
-
-def _usable_device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"the device {name} cannot be used: {error}") from error
-    return name
 
 
 def _bench(settings: Settings) -> Bench:

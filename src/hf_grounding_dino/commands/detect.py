@@ -17,7 +17,7 @@ from tqdm import tqdm
 from hf_grounding_dino.assets import DEMO_LABELS, DEMO_PICTURE, NANO
 from hf_grounding_dino.drawing import Box, Detection, draw_detections
 
-from . import UserError, complain, quiet_libraries
+from . import UserError, complain, quiet_libraries, usable_device
 from .pictures import find_pictures, make_folder, name_results, own_name, read_picture, write_file
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def load_detector(model: str | Path = NANO, device: str = "auto", dtype: str = "
     from hf_grounding_dino.processing_grounding_dino import GroundingDinoProcessor
     from hf_grounding_dino.prompts import special_token_ids
 
-    place = _usable_device(device)
+    place = usable_device(device)
     if not Path(model).is_dir() and (Path(model).is_absolute() or str(model).startswith((".", "~"))):
         raise UserError(f"no such model: {model}")
     try:
@@ -140,18 +140,6 @@ def _load_network(model: str, dtype: torch.dtype) -> Any:
     if missing:  # transformers would fill them with random numbers
         raise UserError(f"the model {model} lacks {len(missing)} of its weights, such as {missing[0]}")
     return network.eval()
-
-
-def _usable_device(name: str) -> torch.device:
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(1, device=name).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"the device {name} cannot be used: {error}") from error
-    return torch.device(name)
 
 
 # --- the command -------------------------------------------------------------------------------------------------
