@@ -149,6 +149,10 @@ def test_a_phrase_that_is_too_long_is_refused_in_the_graph() -> None:
         compiled(**too_long)
 
 
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15),
+    reason="inductor of torch 2.11 writes C++ for the CPU that does not compile; versions between are untested",
+)
 @torch.no_grad()
 def test_inductor() -> None:
     """The default backend, once."""

@@ -26,6 +26,7 @@ Found = dict[str, Any]
 """One detection: `score`, `label`, and `box` with `xmin`, `ymin`, `xmax` and `ymax` in whole pixels."""
 
 _STOCK_MODELS = (transformers.GroundingDinoForObjectDetection, transformers.MMGroundingDinoForObjectDetection)
+_LOAD_HERE = "load it with this package instead, or call register() first"
 _FORWARD_OPTIONS = ("threshold", "scoring", "nms", "chunk_tokens", "chunk_labels", "chunk_batch")
 _CALL_OPTIONS = ("batch_size", "num_workers", "timeout", "top_k", *_FORWARD_OPTIONS)
 
@@ -196,7 +197,7 @@ def _own_model(model: Any) -> GroundingDinoForObjectDetection:
     if not isinstance(model, _STOCK_MODELS):
         raise ValueError(f"{name} is not a model for this pipeline: give a GroundingDinoForObjectDetection.")
     if len(set(getattr(model, "hf_device_map", {}).values())) > 1 or getattr(model, "hf_quantizer", None) is not None:
-        raise ValueError(f"{name} is quantized or on several devices: load it with this package instead.")
+        raise ValueError(f"{name} is quantized or on several devices: {_LOAD_HERE}.")
     twin, report = cast(
         tuple[GroundingDinoForObjectDetection, dict[str, Any]],
         GroundingDinoForObjectDetection.from_pretrained(
@@ -208,6 +209,14 @@ def _own_model(model: Any) -> GroundingDinoForObjectDetection:
         ),
     )
     if report["missing_keys"]:
-        raise ValueError(f"{name} lacks {sorted(report['missing_keys'])[0]}: load it with this package instead.")
+        raise ValueError(f"{name} lacks {sorted(report['missing_keys'])[0]}: {_LOAD_HERE}.")
+    heads = model.bbox_embed
+    if len(heads) > 1 and _first(heads[0]) is _first(heads[1]) and not twin.config.decoder_bbox_embed_share:
+        raise ValueError(f"This version of transformers has one box head for all layers of {name}: {_LOAD_HERE}.")
     twin.to(model.device)  # type: ignore[arg-type]
     return twin
+
+
+def _first(head: Any) -> Tensor:
+    weight: Tensor = head.layers[0].weight
+    return weight

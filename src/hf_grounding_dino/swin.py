@@ -251,11 +251,12 @@ def hide_strangers_(scores_VMAA: Tensor, windows: Windows, first: int) -> None:
     """Lower the scores of cells that a shift brought together from opposite sides, in the outermost windows."""
     if not windows.shift:
         return
-    came_round = torch.arange(windows.side, device=scores_VMAA.device) >= windows.side - windows.shift
+    came_round = torch.arange(windows.side, device=scores_VMAA.device) // (windows.side - windows.shift)
     row_A, column_A = came_round.repeat_interleave(windows.side), came_round.repeat(windows.side)
-    by_row_AA, by_column_AA = row_A[:, None] != row_A, column_A[:, None] != column_A
+    # 1 for strangers, 0 for neighbours.
+    by_row_AA, by_column_AA = ((x[:, None] - x).abs().to(scores_VMAA.dtype) for x in (row_A, column_A))
     grid = scores_VMAA.view(-1, windows.across, *scores_VMAA.shape[1:])
     last_row = grid[(-1 - first // windows.across) % windows.down :: windows.down]
-    last_row += OUT_OF_SIGHT * by_row_AA.to(grid.dtype)
-    grid[:, -1] += OUT_OF_SIGHT * by_column_AA.to(grid.dtype)
-    last_row[:, -1] -= OUT_OF_SIGHT * (by_row_AA & by_column_AA).to(grid.dtype)  # strangers twice over count once
+    last_row += OUT_OF_SIGHT * by_row_AA
+    grid[:, -1] += OUT_OF_SIGHT * by_column_AA
+    last_row[:, -1] -= OUT_OF_SIGHT * by_row_AA * by_column_AA  # strangers twice over count once

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 
 from hf_grounding_dino.benchmark import forward, report, subjects, vocabulary
 from hf_grounding_dino.benchmark.agreement import compare
@@ -46,6 +47,10 @@ def test_the_ratio_is_of_medians_and_its_range_of_pairs() -> None:
     assert Row("forward", "", own_time=Timing((1.0,)), other_time=Timing(failure="gone")).ratio is None
 
 
+@pytest.mark.skipif(
+    tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 23),
+    reason="transformers before 5.23 computes wrong text positions",
+)
 def test_a_difference_shows(bench: Bench) -> None:
     size = bench.settings.size
     inputs = bench.inputs(size, bench.label_names(3))

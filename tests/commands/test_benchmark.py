@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from PIL import Image
 
 from hf_grounding_dino.benchmark import runner
@@ -26,6 +27,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+@pytest.mark.skipif(
+    tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 23),
+    reason="transformers before 5.23 computes wrong text positions",
+)
 def test_every_case_is_measured_and_outputs_agree(written: Path) -> None:
     content = json.loads((written / "benchmark.json").read_text(encoding="utf-8"))
     rows = content["rows"]
