@@ -56,6 +56,13 @@ def assert_sound(output: Any) -> None:
         assert boxes.max() <= 1, name
 
 
+def assert_gradients_are_finite(model: torch.nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+
+
 @families
 @halves
 @pytest.mark.usefixtures("sampled")
@@ -79,10 +86,7 @@ def test_train(family: tiny.Family, dtype: torch.dtype) -> None:
     assert all(v.isfinite() and v.dtype == torch.float32 for v in output.loss_dict.values())
     assert all(layer["pred_boxes"].dtype == torch.float32 for layer in output.auxiliary_outputs)
     output.loss.backward()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None, name
-            assert parameter.grad.isfinite().all(), name
+    assert_gradients_are_finite(model)
 
 
 @families
@@ -96,10 +100,7 @@ def test_autocast(family: tiny.Family, training: bool) -> None:
     assert_sound(output)
     assert output.loss.isfinite()
     output.loss.backward()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None, name
-            assert parameter.grad.isfinite().all(), name
+    assert_gradients_are_finite(model)
 
 
 @families

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from hf_grounding_dino import token_wise as module
-from hf_grounding_dino.token_wise import is_plain_linear, token_wise
+from hf_grounding_dino.token_wise import batched_linear, is_plain_linear, token_wise
 
 
 def layers(activation: str = "relu") -> tuple[nn.Module, ...]:
@@ -38,6 +39,53 @@ def test_equal_to_the_layers(rows: int, activation: str, monkeypatch: pytest.Mon
         torch.testing.assert_close(token_wise(tokens(), *steps), wanted, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(token_wise(tokens().mT.contiguous().mT, *steps), wanted, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(token_wise(tokens(), *steps), wanted, rtol=0, atol=0)
+
+
+def operators(function: Callable[[], Any]) -> set[str]:
+    """The names of the operators that a call comes down to."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        function()
+    return {event.key for event in profile.key_averages()}
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+def test_float32_goes_through_onednn_with_and_without_gradients() -> None:
+    """With one thread, too, where torch sends a convolution that is not dilated elsewhere."""
+    steps, x = layers(), torch.randn(2, 2000, 8, requires_grad=True)
+    with torch.no_grad():
+        assert "aten::mkldnn_linear" in operators(lambda: token_wise(x, *steps))
+        assert "aten::mkldnn_linear" in operators(lambda: batched_linear(torch.randn(2, 9, 8), torch.randn(2, 64, 8)))
+        assert "aten::mkldnn_linear" not in operators(lambda: token_wise(x[:, :5], *steps))
+    seen = operators(lambda: token_wise(x, *steps).sum().backward())
+    assert {"aten::mkldnn_convolution", "aten::convolution_backward"} <= seen
+    slow = {"aten::addmm", "aten::_slow_conv2d_forward", "aten::slow_conv_dilated2d"}
+    assert not slow & seen
+    few = operators(lambda: token_wise(x[0, :1000], *steps[:1]).sum().backward())
+    assert slow & few == {"aten::addmm"}, "a linear layer where torch would not take the convolution to oneDNN"
+
+
+@pytest.mark.parametrize("shape", [(2, 1500, 8), (3000, 8), (3, 50, 20, 8), (125, 8)])
+def test_gradients_equal_those_of_the_layers(shape: tuple[int, ...]) -> None:
+    results = []
+    for function in (lambda x, steps: token_wise(x, *steps), one_by_one):
+        steps = layers()
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        output = function(x, steps)
+        output.square().sum().backward()
+        results.append([output, x.grad, *(p.grad for step in steps for p in step.parameters())])
+    for fast, plain in zip(*results, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-5, atol=2e-5 * plain.abs().max().item())
+
+
+@pytest.mark.parametrize("labels", [3, 64])
+@pytest.mark.parametrize("bias", [False, True])
+def test_batched_products(labels: int, bias: bool) -> None:
+    generator = torch.Generator().manual_seed(2)
+    x, weight, add = (torch.randn(s, generator=generator) for s in ((3, 70, 8), (3, labels, 8), (3, labels)))
+    wanted = x @ weight.mT + (add[:, None] if bias else 0)
+    with torch.no_grad():
+        product = batched_linear(x, weight, add if bias else None)
+    torch.testing.assert_close(product, wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

@@ -16,6 +16,8 @@ from transformers.activations import GELUActivation
 ROWS = 2048
 FEWEST_ROWS = 64
 """Below this, bringing tensors into the form of oneDNN costs more than it gains."""
+CONVOLUTION_VALUES = 20480
+"""Up to this many values torch keeps a convolution of one image from oneDNN (`use_mkldnn` in its Convolution.cpp)."""
 
 Step = Callable[[Tensor], Tensor]
 
@@ -40,7 +42,8 @@ def token_wise(x: Tensor, *layers: nn.Module) -> Tensor:
 
 def _differentiable(layer: nn.Module, x: Tensor) -> Tensor:
     """A layer with gradients; a linear one as a convolution of single pixels, which goes through oneDNN both ways."""
-    if not (isinstance(layer, nn.Linear) and is_plain_linear(layer) and _suits_onednn(x)):
+    suits = x.numel() > CONVOLUTION_VALUES and _suits_onednn(x)
+    if not (suits and isinstance(layer, nn.Linear) and is_plain_linear(layer)):
         output: Tensor = layer(x)
         return output
     pixels = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
+
+from hf_grounding_dino.pipeline import GroundingDinoPipeline
+from hf_grounding_dino.vocabulary import chunk_labels, detect
 
 from .agreement import agree
 from .rows import Row, joined
@@ -26,10 +28,11 @@ def pipeline(bench: Bench) -> Iterator[Row]:
     measured = names[: settings.stock_labels]
     picture = bench.picture()
     stock = _stock_pipeline(bench)
-    sides: dict[str, Side] = {"stock": lambda: stock(picture, candidate_labels=measured)}
-    own_pipeline: type[Any] = importlib.import_module("hf_grounding_dino").GroundingDinoPipeline
-    own = _own_pipeline(bench, own_pipeline)
-    sides = {"ours": lambda: own(picture, candidate_labels=names), **sides}
+    own = _own_pipeline(bench)
+    sides: dict[str, Side] = {
+        "ours": lambda: own(picture, candidate_labels=names),
+        "stock": lambda: stock(picture, candidate_labels=measured),
+    }
     timings = interleaved(sides, settings.repeats, bench.device)
     height, width = settings.size
     yield Row(
@@ -59,7 +62,7 @@ def _stock_pipeline(bench: Bench) -> Any:
     )
 
 
-def _own_pipeline(bench: Bench, pipeline_class: type[Any]) -> Any:
+def _own_pipeline(bench: Bench) -> Any:
     processor = _processor(bench)
     return transformers.pipeline(
         _TASK,
@@ -67,7 +70,7 @@ def _own_pipeline(bench: Bench, pipeline_class: type[Any]) -> Any:
         tokenizer=processor.tokenizer,
         image_processor=processor.image_processor,
         processor=processor,
-        pipeline_class=pipeline_class,
+        pipeline_class=GroundingDinoPipeline,
         device=bench.device,
     )
 
@@ -76,8 +79,7 @@ def vocabulary(bench: Bench) -> Iterator[Row]:
     """A long vocabulary: ours with its own way of cutting it, stock prompt by prompt, few of which are timed."""
     settings = bench.settings
     names = bench.label_names(settings.vocabulary_labels)
-    own_way: Any = importlib.import_module("hf_grounding_dino.vocabulary")
-    chunks = own_way.chunk_labels(names, bench.processor.tokenizer, STOCK_TOKEN_LIMIT)
+    chunks = chunk_labels(names, bench.processor.tokenizer, STOCK_TOKEN_LIMIT)
     prompts = [bench.inputs(settings.size, names[chunk]) for chunk in chunks[: settings.stock_chunks]]
     processor = _processor(bench)
     picture = bench.picture()
@@ -85,7 +87,7 @@ def vocabulary(bench: Bench) -> Iterator[Row]:
 
     def own() -> None:
         with torch.inference_mode(), passes:
-            own_way.detect(bench.own, processor, [picture], names)
+            detect(bench.own, processor, [picture], names)
 
     def stock() -> None:
         with torch.inference_mode():
