@@ -265,9 +265,10 @@ class GroundingDinoForObjectDetection(GroundingDinoPreTrainedModel):
 
     Constructed from a configuration of either model type; `from_pretrained` takes a repo of either.
 
-    `torch.compile(model, fullgraph=True)` reads images of one size at a time, with a graph for each size and prompt
-    length; `size_divisor` and `pad_to_multiple_of` of the processor keep these few. The loss stays out of the graph:
-    leave `fullgraph` out to train with `labels`, where other numbers of boxes make further graphs.
+    `torch.compile(model, fullgraph=True, dynamic=False)` reads images of one size at a time, with a graph for each size
+    and prompt length, `torch.compiler.config.recompile_limit` of them (8); `size_divisor` and `pad_to_multiple_of` of
+    the processor keep these few. The loss stays out of the graph: leave `fullgraph` out to train with `labels`, where
+    other numbers of boxes make further graphs.
     """
 
     def __init__(self, config: PretrainedConfig) -> None:

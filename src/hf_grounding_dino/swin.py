@@ -122,16 +122,39 @@ class Chunk(NamedTuple):
 def divide(batch: int, size: Size, side: int, shift: int, device: torch.device) -> Windows:
     """Divide maps that are padded at the right and the bottom, then rolled by `shift` to the left and up."""
     down, across = (-(-length // side) for length in size)
-    y = (torch.arange(size[0], device=device) - shift) % (down * side)
-    x = (torch.arange(size[1], device=device) - shift) % (across * side)
+    place_rows = window_rows if torch.compiler.is_dynamo_compiling() else rows_of_windows
+    order_N, place_N, slots_N = place_rows(batch, *size, side, shift, device)
+    padded = size[0] * size[1] != down * across * side**2
+    return Windows(side, shift, down, across, order_N, place_N, slots_N if padded else None)
+
+
+def rows_of_windows(
+    batch: int, height: int, width: int, side: int, shift: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`order_N`, `place_N` and `slots_N` of `Windows`."""
+    down, across = -(-height // side), -(-width // side)
+    y = (torch.arange(height, device=device) - shift) % (down * side)
+    x = (torch.arange(width, device=device) - shift) % (across * side)
     window_HW = (y // side * across)[:, None] + x // side
     slot_HW = window_HW * side**2 + (y % side * side)[:, None] + x % side
     slots_in_map = down * across * side**2
     slot_N = (torch.arange(batch, device=device)[:, None] * slots_in_map + slot_HW.flatten()).flatten()
     order_N = slot_N.argsort()
-    place_N = order_N.argsort()
-    padded = size[0] * size[1] != slots_in_map
-    return Windows(side, shift, down, across, order_N, place_N, slot_N[order_N] if padded else None)
+    return order_N, order_N.argsort(), slot_N[order_N]
+
+
+@torch.library.custom_op("hf_grounding_dino::window_rows", mutates_args=())
+def window_rows(
+    batch: int, height: int, width: int, side: int, shift: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`rows_of_windows` in one piece, because inductor fails on a scatter by what it computes there."""
+    return rows_of_windows(batch, height, width, side, shift, device)
+
+
+@window_rows.register_fake
+def _(batch: int, height: int, width: int, side: int, shift: int, device: torch.device) -> tuple[Tensor, ...]:
+    rows = torch.empty(batch * height * width, dtype=torch.int64, device=device)
+    return rows, torch.empty_like(rows), torch.empty_like(rows)
 
 
 def chunks(windows: Windows, batch: int, size: Size) -> list[Chunk]:
