@@ -39,12 +39,16 @@ STAGES = [
     "targets",
     "matcher",
     "losses",
+    "denoising",
+    "label_table",
     "passage",
+    "objective",
     "modeling_grounding_dino",
     "vocabulary",
     "pipeline",
     "registration",
     "drawing",
+    "canvas",
 ]
 FLAT = [path for path in MODULES if path.parent == PACKAGE and not path.stem.startswith("__")]
 

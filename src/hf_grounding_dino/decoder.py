@@ -24,13 +24,23 @@ from .token_wise import token_wise
 
 
 class Memory(NamedTuple):
-    """What the queries look at: enhanced image and text with their contexts, and which queries are real."""
+    """What the queries look at: enhanced image and text with their contexts, and one another.
+
+    may_attend_B11Q: True on the queries that are real; None: all are.
+    may_attend_B1QQ: which queries see which, where that differs from query to query; None: each sees all real ones.
+    """
 
     image_BSD: Tensor
     text_BTD: Tensor
     image: ImageContext
     text: TextContext
     may_attend_B11Q: Tensor | None
+    may_attend_B1QQ: Tensor | None = None
+
+    @property
+    def may_attend_queries(self) -> Tensor | None:
+        """The mask of self-attention."""
+        return self.may_attend_B11Q if self.may_attend_B1QQ is None else self.may_attend_B1QQ
 
 
 class DecoderWeights(NamedTuple):
@@ -39,6 +49,14 @@ class DecoderWeights(NamedTuple):
     queries: Tensor | None
     text: Tensor | None
     image: Tensor | None
+
+    def of(self, chosen: slice) -> DecoderWeights:
+        """The weights of some of the queries, over one another and all that is not a query."""
+        return DecoderWeights(
+            queries=None if self.queries is None else self.queries[:, :, chosen, chosen],
+            text=None if self.text is None else self.text[:, :, chosen],
+            image=None if self.image is None else self.image[:, chosen],
+        )
 
 
 class DecoderLayer(GradientCheckpointingLayer):
@@ -70,7 +88,7 @@ class DecoderLayer(GradientCheckpointingLayer):
     ) -> tuple[Tensor, DecoderWeights | None]:
         """Queries after the layer, and the attention weights when wanted."""
         query = hidden_BQD + position_BQD
-        update, over_queries = self.self_attn(query, query, hidden_BQD, memory.may_attend_B11Q, want_weights)
+        update, over_queries = self.self_attn(query, query, hidden_BQD, memory.may_attend_queries, want_weights)
         hidden_BQD = self.self_attn_layer_norm(hidden_BQD + self.dropout(update))
         update, over_text = self.encoder_attn_text(
             hidden_BQD + position_BQD, memory.text_BTD, memory.text_BTD, memory.text.may_attend_B11T, want_weights
@@ -96,6 +114,11 @@ class DecoderOutput(NamedTuple):
     references: tuple[Tensor, ...]
     refined: tuple[Tensor, ...]
     weights: tuple[DecoderWeights, ...]
+
+    def of(self, chosen: slice) -> DecoderOutput:
+        """What the layers leave behind of some of the queries."""
+        hidden, references, refined = (tuple(x[:, chosen] for x in part) for part in self[:3])
+        return DecoderOutput(hidden, references, refined, tuple(w.of(chosen) for w in self.weights))
 
 
 class CrossModalityDecoder(nn.Module):

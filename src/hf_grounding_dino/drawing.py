@@ -45,11 +45,17 @@ class Box(TypedDict):
 
 
 class Detection(TypedDict):
-    """One thing that was found, in the form of the pipelines of transformers."""
+    """One thing, in the form of the pipelines of transformers; what is known to be there has no score."""
 
-    score: float
+    score: float | None
     label: str
     box: Box
+
+
+def certainty(detection: Detection) -> float:
+    """Its score, 1 for what is known to be there."""
+    score = detection["score"]
+    return 1.0 if score is None else score
 
 
 class Rectangle(NamedTuple):
@@ -160,7 +166,7 @@ def place_tags(
     tags: list[Tag | None] = [None] * len(detections)
     frame_edges = np.array(frames).reshape(-1, 4)
     tag_edges = np.zeros((len(detections), 4), dtype=np.int64)  # an empty rectangle overlaps nothing
-    for i in sorted(range(len(detections)), key=lambda i: -detections[i]["score"]):
+    for i in sorted(range(len(detections)), key=lambda i: -certainty(detections[i])):
         widest = min(size[0], max(size[0] // 2, frames[i].right - frames[i].left))
         text, width, height = _fitted_text(detections[i], widest, font)
         if width <= size[0] and height <= size[1]:
@@ -172,11 +178,12 @@ def place_tags(
 
 def _fitted_text(detection: Detection, widest: int, font: Font) -> tuple[str, int, int]:
     """The text of a tag, its label cut to fit, and the tag's width and height."""
-    label, score = " ".join(detection["label"].split()), f"{detection['score']:.2f}"
+    label, score = " ".join(detection["label"].split()), detection["score"]
+    number = "" if score is None else f" {score:.2f}"
     _, top, _, bottom = font.getbbox("Ag|j")
     height = round((bottom - top) * 1.3)
-    shorter = (f"{label[:n].rstrip()}{_ELLIPSIS} {score}" for n in range(min(len(label) - 1, _LONGEST_LABEL), 0, -1))
-    for text in (f"{label} {score}", *shorter, score):
+    shorter = (f"{label[:n].rstrip()}{_ELLIPSIS}{number}" for n in range(min(len(label) - 1, _LONGEST_LABEL), 0, -1))
+    for text in (f"{label}{number}", *shorter, number.strip() or _ELLIPSIS):
         width = math.ceil(font.getlength(text)) + round(height * 0.5)
         if width <= widest:
             break

@@ -36,6 +36,29 @@ class Matches(NamedTuple):
     boxes_M4: Tensor
     tokens_MT: Tensor
 
+    def repeat(self, num_sets: int) -> Matches:
+        """Pairs of one set as those of each of several."""
+        sets_M = torch.arange(num_sets, device=self.sets_M.device).repeat_interleave(len(self.sets_M))
+        rest = (t.repeat(num_sets, *[1] * (t.ndim - 1)) for t in self[1:])
+        return Matches(sets_M, *rest)
+
+
+class Terms(NamedTuple):
+    """Class, L1 and GIoU loss of each prediction set, before weighting."""
+
+    class_K: Tensor
+    l1_K: Tensor
+    giou_K: Tensor
+
+    def total(self, weights: LossWeights) -> Tensor:
+        """The weighted sum over all sets."""
+        return (weights.loss_class * self.class_K + weights.loss_l1 * self.l1_K + weights.loss_giou * self.giou_K).sum()
+
+    def named(self, suffixes: Sequence[str]) -> dict[str, Tensor]:
+        """`loss_ce`, `loss_bbox` and `loss_giou` with the suffix of each set."""
+        names = ("loss_ce", "loss_bbox", "loss_giou")
+        return {f"{n}{s}": t[k] for k, s in enumerate(suffixes) for n, t in zip(names, self, strict=True)}
+
 
 def count_boxes(targets: Sequence[Targets], device: torch.device) -> Tensor:
     """What a batch's losses are divided by: its boxes, averaged over the processes of a distributed run, at least 1."""
@@ -59,17 +82,28 @@ def grounding_loss(
         The weighted total, and the terms before weighting: `loss_ce`, `loss_bbox` and `loss_giou` for the last
         layer, with `_0`, `_1`, ... for the layers before it and `_enc` for the first stage.
     """
+    logits_KBQT = predictions.logits_KBQT.float()
+    matches = _match_batch(logits_KBQT, predictions.boxes_KBQ4.float(), targets, weights, alpha)
+    shares_B = torch.ones(len(targets), device=logits_KBQT.device)
+    terms = paired_losses(predictions, matches, shares_B, alpha, num_boxes)
+    return terms.total(weights), terms.named([*(f"_{i}" for i in range(len(logits_KBQT) - 2)), "", "_enc"])
+
+
+def paired_losses(
+    predictions: Predictions, matches: Matches, shares_B: Tensor, alpha: float, num_boxes: Tensor
+) -> Terms:
+    """The terms of predictions of which it is known what each should give; what is in no pair is background.
+
+    Args:
+        shares_B: what the losses of each image are multiplied by.
+        alpha, num_boxes: as in `grounding_loss`.
+    """
     logits_KBQT, boxes_KBQ4 = predictions.logits_KBQT.float(), predictions.boxes_KBQ4.float()
-    matches = _match_batch(logits_KBQT, boxes_KBQ4, targets, weights, alpha)
-    num_sets = len(logits_KBQT)
-    class_K = _focal_loss(logits_KBQT, matches, alpha) / num_boxes
-    l1_M, giou_M = _box_losses(boxes_KBQ4, matches)
-    l1_K = torch.zeros_like(class_K).index_add(0, matches.sets_M, l1_M) / num_boxes
-    giou_K = torch.zeros_like(class_K).index_add(0, matches.sets_M, giou_M) / num_boxes
-    total = (weights.loss_class * class_K + weights.loss_l1 * l1_K + weights.loss_giou * giou_K).sum()
-    suffixes = [*(f"_{i}" for i in range(num_sets - 2)), "", "_enc"]
-    terms = {"loss_ce": class_K, "loss_bbox": l1_K, "loss_giou": giou_K}
-    return total, {f"{name}{s}": term[k] for k, s in enumerate(suffixes) for name, term in terms.items()}
+    class_K = (_focal_loss(logits_KBQT, matches, alpha) * shares_B).sum(1)
+    l1_M, giou_M = (loss_M * shares_B[matches.images_M] for loss_M in _box_losses(boxes_KBQ4, matches))
+    nothing_K = torch.zeros_like(class_K)
+    l1_K, giou_K = (nothing_K.index_add(0, matches.sets_M, loss_M) for loss_M in (l1_M, giou_M))
+    return Terms(class_K / num_boxes, l1_K / num_boxes, giou_K / num_boxes)
 
 
 def _match_batch(
@@ -91,12 +125,12 @@ def _match_batch(
 
 
 def _focal_loss(logits_KBQT: Tensor, matches: Matches, alpha: float) -> Tensor:
-    """Summed over images, queries and real tokens; everything unmatched is background."""
+    """Of each set and image `(K, B)`, summed over queries and real tokens; everything unmatched is background."""
     real = logits_KBQT > -torch.inf
     wanted = torch.zeros_like(logits_KBQT)
     wanted[matches.sets_M, matches.images_M, matches.queries_M] = matches.tokens_MT.to(wanted.dtype)
     loss = sigmoid_focal_loss(logits_KBQT.masked_fill(real.logical_not(), 0.0), wanted, alpha, FOCAL_GAMMA)
-    return loss.masked_fill(real.logical_not(), 0.0).sum((1, 2, 3))
+    return loss.masked_fill(real.logical_not(), 0.0).sum((2, 3))
 
 
 def _box_losses(boxes_KBQ4: Tensor, matches: Matches) -> tuple[Tensor, Tensor]:

@@ -23,15 +23,17 @@ from .configuration_grounding_dino import (
 )
 from .context import ImageContext, Recording, Size, TextContext, by_kind
 from .decoder import CrossModalityDecoder, Memory, predict_layers
+from .denoising import NoisedQueries
 from .enhancer import FeatureEnhancer
 from .heads import BoxHead, ContrastiveHead, build_heads, pad_logits, tied_heads
-from .losses import Predictions, count_boxes, grounding_loss
+from .label_table import DenoisingPreTrainedModel
+from .losses import Predictions
+from .objective import lesson_loss, prepare_lesson
 from .outputs import GroundingDinoModelOutput, GroundingDinoObjectDetectionOutput, common_fields
 from .passage import Decoding, EncodedImage, Prompt, encoded_images, model_output, wanted
 from .positions import text_position_embedding
-from .prompts import phrase_numbers, sub_sentence_attention
+from .prompts import sub_sentence_attention
 from .query_selection import FirstStage, gather_tokens, grid_proposals, select_queries
-from .targets import prepare_targets
 from .text_features import PhraseMemory, TextNetwork, build_text_backbone
 
 
@@ -185,15 +187,20 @@ class GroundingDinoModel(GroundingDinoPreTrainedModel):
         pixel_values = pixel_values.to(self.dtype)
         return EncodedImage(*padded_pyramid(pixel_values, pixel_mask, self._pyramid, self._image_positions))
 
-    def decode(self, encoded: EncodedImage, prompt: Prompt, record: Recording) -> Decoding:
-        """From features to queries: what the paper's figure shows."""
+    def decode(
+        self, encoded: EncodedImage, prompt: Prompt, record: Recording, noised: NoisedQueries | None = None
+    ) -> Decoding:
+        """From features to queries: what the paper's figure shows. In training, noised boxes are decoded beside."""
         image_BSD, image = encoded
         text_BTD, text = self._text(prompt)
         enhanced = self.encoder(image_BSD, text_BTD, image, text, record)
         first_stage = self._select_queries(enhanced.image_BSD, enhanced.text_BTD, image, text)
         memory = Memory(enhanced.image_BSD, enhanced.text_BTD, image, text, first_stage.may_attend_B11Q)
-        decoded = self.decoder(first_stage.content_BQD, first_stage.boxes_BQ4.detach(), memory, record.weights)
-        return Decoding(enhanced, first_stage, memory, decoded)
+        start = (first_stage.content_BQD, first_stage.boxes_BQ4.detach(), memory)
+        if noised is None:
+            return Decoding(enhanced, first_stage, memory, self.decoder(*start, record.weights), None)
+        denoised, decoded = noised.split(self.decoder(*noised.before(*start), record.weights))
+        return Decoding(enhanced, first_stage, memory, decoded, denoised)
 
     def report(self, decoding: Decoding, record: Recording) -> GroundingDinoModelOutput:
         """A decoding under the names of transformers, with what was asked for beside."""
@@ -260,7 +267,7 @@ class GroundingDinoModel(GroundingDinoPreTrainedModel):
         return offsets + torch.special.logit(grid_proposals(image).boxes_BS4)
 
 
-class GroundingDinoForObjectDetection(GroundingDinoPreTrainedModel):
+class GroundingDinoForObjectDetection(DenoisingPreTrainedModel, GroundingDinoPreTrainedModel):
     """The detector: a box and a similarity to every word from every query.
 
     Constructed from a configuration of either model type; `from_pretrained` takes a repo of either.
@@ -277,6 +284,7 @@ class GroundingDinoForObjectDetection(GroundingDinoPreTrainedModel):
         self._tied_weights_keys = tied_heads(own)
         self.model = GroundingDinoModel(own)
         self.bbox_embed, self.class_embed = build_heads(own)
+        self.denoising = None
         self.model.decoder.bbox_embed, self.model.decoder.class_embed = build_heads(own)
         self.post_init()
 
@@ -326,17 +334,18 @@ class GroundingDinoForObjectDetection(GroundingDinoPreTrainedModel):
         Args:
             labels: a dict an image: `boxes (n, 4)`, (cx, cy, w, h) in [0, 1] of the un-padded image, and either
                 `class_labels (n,)`, which phrase of the prompt each box is, or `token_mask (n, T)`, which tokens it
-                is called by. n may be 0.
+                is called by. n may be 0. An int `noise_seed` fixes what `enable_denoising` draws for the image.
             num_boxes: what the loss is divided by; left out, `losses.count_boxes` of this batch. A loop that
                 accumulates gradients gives the number for its whole step.
 
         Raises:
             ValueError: malformed labels, naming the image and the box, or as `GroundingDinoModel.forward`.
         """
+        lesson = None if labels is None else prepare_lesson(labels, input_ids, self.config, self.denoising)
         record = wanted(self.config, output_attentions, output_hidden_states)
         prompt = Prompt.of(input_ids, token_type_ids, attention_mask)
         encoded = encoded_images(self.encode_image, pixel_values, pixel_mask, encoded_image, prompt)
-        decoding = self.model.decode(encoded, prompt, record)
+        decoding = self.model.decode(encoded, prompt, record, None if lesson is None else lesson.noised)
         layers = range(self.config.decoder_layers)[0 if labels is not None else -1 :]
         heads = (self.bbox_embed, self.class_embed)
         predictions = Predictions(*predict_layers(layers, *heads, decoding.decoded, decoding.memory))
@@ -347,29 +356,13 @@ class GroundingDinoForObjectDetection(GroundingDinoPreTrainedModel):
             input_ids=prompt.input_ids,
             **common_fields(self.model.report(decoding, record)),
         )
-        if labels is not None:
-            output.loss, output.loss_dict = self._loss(predictions, decoding.first_stage, prompt, labels, num_boxes)
+        if lesson is not None:
+            taught = lesson_loss(lesson, predictions, decoding, heads, self.config, num_boxes)
+            output.loss, output.loss_dict = taught
             if self.config.auxiliary_loss:
                 pairs = zip(predictions.logits_KBQT[:-1], predictions.boxes_KBQ4[:-1], strict=True)
                 output.auxiliary_outputs = [{"logits": pad_logits(z, width), "pred_boxes": b} for z, b in pairs]
         return output
-
-    @torch.compiler.disable(reason="boxes are matched on the host: compile without `fullgraph` to give `labels`")
-    def _loss(
-        self,
-        predictions: Predictions,
-        first_stage: FirstStage,
-        prompt: Prompt,
-        labels: Sequence[Mapping[str, Any]],
-        num_boxes: Tensor | float | None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        targets = prepare_targets(labels, phrase_numbers(prompt.input_ids, self.config.phrase_boundary_token_ids))
-        every_set = Predictions(
-            torch.cat([predictions.logits_KBQT, first_stage.logits_BQT[None]]),
-            torch.cat([predictions.boxes_KBQ4, first_stage.boxes_BQ4[None]]),
-        )
-        count = count_boxes(targets, prompt.input_ids.device) if num_boxes is None else torch.as_tensor(num_boxes)
-        return grounding_loss(every_set, targets, self.config.loss_weights, self.config.focal_alpha, count)
 
 
 class MMGroundingDinoModel(GroundingDinoModel):

@@ -116,12 +116,16 @@ def encoded_images(
 
 
 class Decoding(NamedTuple):
-    """Everything the heads, the loss and the report read of one forward pass."""
+    """Everything the heads, the loss and the report read of one forward pass.
+
+    denoised: of the denoising queries, in training with them; all else is of the matching queries.
+    """
 
     enhanced: EnhancerOutput
     first_stage: FirstStage
     memory: Memory
     decoded: DecoderOutput
+    denoised: DecoderOutput | None
 
 
 def wanted(config: PretrainedConfig, attentions: bool | None, hidden_states: bool | None) -> Recording:
@@ -139,7 +143,7 @@ def model_output(decoding: Decoding, width: int) -> GroundingDinoModelOutput:
         decoding: what the network found.
         width: the least width of the logits.
     """
-    enhanced, first_stage, _, decoded = decoding
+    enhanced, first_stage, _, decoded, _ = decoding
     boxes_BQ4 = first_stage.boxes_BQ4.detach()
     return GroundingDinoModelOutput(
         last_hidden_state=decoded.hidden[-1],

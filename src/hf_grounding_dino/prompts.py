@@ -146,6 +146,11 @@ def encode_labels(labels: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> 
     return EncodedPrompt(tuple(ids), tuple(labels), None, ((0, 0),) * len(ids))
 
 
+def closed_caption(caption: str) -> str:
+    """The caption with a delimiter at its end, so that a list of such is read as captions; no character moves."""
+    return caption if caption.rstrip().endswith(PHRASE_DELIMITERS) else f"{caption}."
+
+
 def encode_caption(caption: str, tokenizer: PreTrainedTokenizerBase) -> EncodedPrompt:
     """Encode a sentence, or several: each part between delimiters is a phrase. Closes the last one by itself.
 

@@ -5,6 +5,7 @@ Shapes: `B` batch, `T` text tokens, `G` boxes of one image.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,10 +16,16 @@ EDGE_TOLERANCE = 1e-3
 
 
 class Targets(NamedTuple):
-    """One image: boxes (cx, cy, w, h) in [0, 1] of the un-padded image, and True on the tokens each is called by."""
+    """One image: boxes (cx, cy, w, h) in [0, 1] of the un-padded image, and True on the tokens each is called by.
+
+    phrases_G: the phrase of the prompt in which the first of these tokens lies.
+    noise_seed: where the image's denoising noise begins; None: wherever the global generator is.
+    """
 
     boxes_G4: Tensor
     tokens_GT: Tensor
+    phrases_G: Tensor
+    noise_seed: int | None = None
 
 
 def prepare_targets(labels: Sequence[Mapping[str, Any]], phrase_numbers_BT: Tensor) -> list[Targets]:
@@ -26,7 +33,8 @@ def prepare_targets(labels: Sequence[Mapping[str, Any]], phrase_numbers_BT: Tens
 
     Args:
         labels: a dict an image with `boxes (n, 4)` and either `class_labels (n,)`, which phrase of the prompt each
-            box is, or `token_mask (n, T)`, which tokens it is called by.
+            box is, or `token_mask (n, T)`, which tokens it is called by; and, if it likes, an int `noise_seed`, from
+            which all noise of its denoising queries follows.
         phrase_numbers_BT: see `prompts.phrase_numbers`.
 
     Raises:
@@ -37,6 +45,21 @@ def prepare_targets(labels: Sequence[Mapping[str, Any]], phrase_numbers_BT: Tens
     return [_image_targets(_name(i, label), label, phrase_numbers_BT[i]) for i, label in enumerate(labels)]
 
 
+def _image_targets(name: str, label: Mapping[str, Any], numbers_T: Tensor) -> Targets:
+    boxes_G4, tokens_GT = _boxes_and_tokens(name, label, numbers_T)
+    first_G = tokens_GT.long().argmax(1)
+    return Targets(boxes_G4, tokens_GT, numbers_T[first_G], _noise_seed(name, label.get("noise_seed")))
+
+
+def _noise_seed(name: str, seed: Any) -> int | None:
+    if seed is None:
+        return None
+    try:
+        return operator.index(seed) % 2**63
+    except TypeError:
+        raise ValueError(f"{name}: `noise_seed` must be an integer, not {seed!r}.") from None
+
+
 def _name(index: int, label: Mapping[str, Any]) -> str:
     image_id = label.get("image_id")
     if isinstance(image_id, Tensor) and image_id.numel() == 1:
@@ -44,7 +67,7 @@ def _name(index: int, label: Mapping[str, Any]) -> str:
     return f"Image {index}" if image_id is None else f"Image {index} (image_id {image_id})"
 
 
-def _image_targets(name: str, label: Mapping[str, Any], numbers_T: Tensor) -> Targets:
+def _boxes_and_tokens(name: str, label: Mapping[str, Any], numbers_T: Tensor) -> tuple[Tensor, Tensor]:
     device = numbers_T.device
     if "boxes" not in label:
         raise ValueError(f"{name}: the label has no `boxes`, only {sorted(label)}.")
@@ -57,7 +80,7 @@ def _image_targets(name: str, label: Mapping[str, Any], numbers_T: Tensor) -> Ta
     if ("class_labels" in label) == ("token_mask" in label):
         raise ValueError(f"{name}: give either `class_labels` or `token_mask`.")
     if "token_mask" in label:
-        return Targets(boxes, _check_token_mask(name, label["token_mask"], boxes, numbers_T))
+        return boxes, _check_token_mask(name, label["token_mask"], boxes, numbers_T)
     classes = torch.as_tensor(label["class_labels"], device=device)
     if classes.shape != boxes.shape[:1]:
         raise ValueError(f"{name}: `class_labels` must be ({len(boxes)},), not {tuple(classes.shape)}.")
@@ -67,7 +90,7 @@ def _image_targets(name: str, label: Mapping[str, Any], numbers_T: Tensor) -> Ta
     _refuse(
         name, (classes < 0) | (classes >= num_phrases), classes, f"is no phrase of the prompt, which has {num_phrases}"
     )
-    return Targets(boxes, numbers_T == classes[:, None])
+    return boxes, numbers_T == classes[:, None]
 
 
 def _check_boxes(name: str, boxes: Tensor) -> None:

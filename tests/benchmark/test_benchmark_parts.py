@@ -12,11 +12,12 @@ import transformers
 from hf_grounding_dino.benchmark import forward, report, subjects, vocabulary
 from hf_grounding_dino.benchmark.agreement import compare
 from hf_grounding_dino.benchmark.kernel import Arguments, traffic
-from hf_grounding_dino.benchmark.plot import nice_step, plot
+from hf_grounding_dino.benchmark.plot import plot
 from hf_grounding_dino.benchmark.rows import Row, Timing
 from hf_grounding_dino.benchmark.settings import TINY
 from hf_grounding_dino.benchmark.subjects import Bench, build_bench, label_names
 from hf_grounding_dino.benchmark.timer import interleaved
+from hf_grounding_dino.canvas import nice_step
 
 CPU = torch.device("cpu")
 

@@ -51,3 +51,19 @@ def test_every_label_points_at_its_own_words() -> None:
                 tokens = ids[label["token_mask"][box]]
                 expected = " ".join(item["text"][start:end] for start, end in item["spans"][box])
             assert processor.tokenizer.decode(tokens) == expected
+
+
+def test_pictures_that_have_their_size_keep_it() -> None:
+    """A 100 x 70 picture becomes 91 x 64 with a short side of 64, and stays as it is where `resize` is off."""
+    item = ShapesDataset(1, seed=3, size=(100, 70))[0]
+    resized, kept = (GroundingCollator(make_processor(), resize=resize)([item]) for resize in (True, False))
+    assert resized["pixel_values"].shape == (1, 3, 64, 91)
+    assert kept["pixel_values"].shape == (1, 3, 70, 100)
+    assert torch.equal(resized["labels"][0]["boxes"], kept["labels"][0]["boxes"])
+
+
+def test_the_seed_of_the_noise_reaches_the_label() -> None:
+    item = ShapesDataset(1, seed=3)[0]
+    first, second = GroundingCollator(make_processor())([item | {"noise_seed": 2**62}, item])["labels"]
+    assert first["noise_seed"] == 2**62
+    assert "noise_seed" not in second

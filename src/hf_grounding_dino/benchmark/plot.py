@@ -6,20 +6,14 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from ..canvas import GREY, GRID, INK, Canvas, nice_step
+from ..drawing import Color
 from .rows import Row
-
-Color = tuple[int, int, int]
 
 _WIDTH, _HEIGHT = 1200, 470
 _LEFT, _RIGHT, _TOP, _BOTTOM = 80, 40, 92, 74
-_SCALE = 2  # pixels of the result for one unit here
-_SMOOTH = 2  # drawn larger by this and reduced
-_INK: Color = (38, 38, 38)
-_GREY: Color = (110, 110, 110)
-_GRID: Color = (226, 226, 226)
-_WHITE: Color = (255, 255, 255)
 # Okabe and Ito's colours, which stay apart for colour-blind eyes; stock in grey, as the ground that others stand on.
 _COLORS: dict[str, Color] = {
     "stock float32": (120, 120, 120),
@@ -60,7 +54,7 @@ def plot(rows: Sequence[Row]) -> Image.Image | None:
     ]
     if not panels:
         return None
-    canvas = _Canvas(_WIDTH * len(panels) // 2, _HEIGHT)
+    canvas = Canvas(_WIDTH * len(panels) // 2, _HEIGHT)
     for i, panel in enumerate(panels):
         _draw_panel(canvas, panel, i * _WIDTH // 2)
     return canvas.finished()
@@ -98,7 +92,7 @@ def _size_tick(row: Row) -> str:
     return f"{height} x {width}"  # the font has no multiplication sign
 
 
-def _draw_panel(canvas: _Canvas, panel: Panel, offset: int) -> None:
+def _draw_panel(canvas: Canvas, panel: Panel, offset: int) -> None:
     left, right = offset + _LEFT, offset + _WIDTH // 2 - _RIGHT
     top, bottom = _TOP, _HEIGHT - _BOTTOM
     slowest = max(seconds for curve in panel.curves for _, seconds in curve.points)
@@ -111,20 +105,20 @@ def _draw_panel(canvas: _Canvas, panel: Panel, offset: int) -> None:
         return left + (right - left) * x / widest, bottom - (bottom - top) * seconds * unit / highest
 
     canvas.text((left, 18), panel.title, size=17, anchor="lt")
-    canvas.text((left, top - 12), name, size=13, anchor="ls", color=_GREY)
+    canvas.text((left, top - 12), name, size=13, anchor="ls", color=GREY)
     for i in range(round(highest / step) + 1):
         y = bottom - (bottom - top) * i * step / highest
-        canvas.line([(left, y), (right, y)], _GRID if i else _INK, 1)
+        canvas.line([(left, y), (right, y)], GRID if i else INK, 1)
         canvas.text((left - 8, y), f"{i * step:g}", size=13, anchor="rm")
     last = -math.inf
     for x, label in panel.ticks:
         place_x = place(x, 0)[0]
-        canvas.line([(place_x, bottom), (place_x, bottom + 5)], _INK, 1)
+        canvas.line([(place_x, bottom), (place_x, bottom + 5)], INK, 1)
         half = canvas.width_of(label, 13) / 2
         if place_x - half > last:  # a label that would touch the one before is left out
             canvas.text((place_x, bottom + 10), label, size=13, anchor="mt")
             last = place_x + half + 6
-    canvas.text(((left + right) / 2, bottom + 40), panel.x_label, size=13, anchor="mt", color=_GREY)
+    canvas.text(((left + right) / 2, bottom + 40), panel.x_label, size=13, anchor="mt", color=GREY)
     _draw_legend(canvas, panel, left)
     for curve in panel.curves:
         path = [place(x, seconds) for x, seconds in curve.points]
@@ -133,43 +127,10 @@ def _draw_panel(canvas: _Canvas, panel: Panel, offset: int) -> None:
             canvas.dot(point, _COLORS[curve.name], 4)
 
 
-def _draw_legend(canvas: _Canvas, panel: Panel, left: float) -> None:
+def _draw_legend(canvas: Canvas, panel: Panel, left: float) -> None:
     x = left
     for curve in panel.curves:
         canvas.line([(x, 54), (x + 22, 54)], _COLORS[curve.name], 2.5)
         canvas.dot((x + 11, 54), _COLORS[curve.name], 4)
         canvas.text((x + 28, 54), curve.name, size=13, anchor="lm")
         x += 28 + canvas.width_of(curve.name, 13) + 18
-
-
-def nice_step(step: float) -> float:
-    """The least of 1, 2, 2.5, 5 times a power of ten that is not below `step`."""
-    power = 10 ** math.floor(math.log10(step))
-    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= step * (1 - 1e-9))
-
-
-class _Canvas:
-    """Draws in units, several pixels each, so that the edges come out smooth."""
-
-    def __init__(self, width: int, height: int) -> None:
-        self.zoom = _SCALE * _SMOOTH
-        self.image = Image.new("RGB", (width * self.zoom, height * self.zoom), _WHITE)
-        self.draw = ImageDraw.Draw(self.image)
-
-    def line(self, points: Sequence[tuple[float, float]], color: Color, width: float) -> None:
-        scaled = [(x * self.zoom, y * self.zoom) for x, y in points]
-        self.draw.line(scaled, color, round(width * self.zoom), joint="curve")
-
-    def dot(self, centre: tuple[float, float], color: Color, radius: float) -> None:
-        x, y, r = centre[0] * self.zoom, centre[1] * self.zoom, radius * self.zoom
-        self.draw.ellipse((x - r, y - r, x + r, y + r), color)
-
-    def text(self, at: tuple[float, float], text: str, *, size: int, anchor: str, color: Color = _INK) -> None:
-        x, y = at[0] * self.zoom, at[1] * self.zoom
-        self.draw.text((x, y), text, color, ImageFont.load_default(size * self.zoom), anchor)
-
-    def width_of(self, text: str, size: int) -> float:
-        return self.draw.textlength(text, ImageFont.load_default(size * self.zoom)) / self.zoom
-
-    def finished(self) -> Image.Image:
-        return self.image.reduce(_SMOOTH)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from hf_grounding_dino.assets import DEMO_LABELS, DEMO_PICTURE, NANO
-from hf_grounding_dino.drawing import Box, Detection, draw_detections
+from hf_grounding_dino.drawing import Box, Detection, certainty, draw_detections
 
 from . import UserError, complain, quiet_libraries, usable_device
 from .pictures import find_pictures, make_folder, name_results, own_name, read_picture, write_file
@@ -81,7 +81,7 @@ class Detector:
         )
         rows = zip(found["scores"].tolist(), found["text_labels"], found["boxes"].int().tolist(), strict=True)
         detections = [Detection(score=score, label=label, box=_box(*corners)) for score, label, corners in rows]
-        return sorted(detections, key=lambda detection: -detection["score"])
+        return sorted(detections, key=certainty, reverse=True)
 
 
 def _box(xmin: int, ymin: int, xmax: int, ymax: int) -> Box:

@@ -16,6 +16,8 @@ from . import PROGRAM, UserError, complain
 # Each name is a module beside this one.
 COMMANDS = {
     "detect": "find what words name in pictures, and draw it",
+    "validate": "say what is odd in a data set, and change nothing",
+    "train": "train or fine-tune a model from a recipe",
     "benchmark": "time this package beside stock transformers, on the same weights",
 }
 

@@ -10,24 +10,32 @@ from torch import Tensor
 
 from ..boxes import corners_to_center
 from ..processing_grounding_dino import GroundingDinoProcessor
-from ..prompts import encode_prompt, span_token_mask
+from ..prompts import closed_caption, encode_prompt, span_token_mask
 
 
 class GroundingCollator:
     """Make a batch of items, each a dict with `image` (PIL), `text` (labels or a sentence), `boxes` and their words.
 
     `boxes` is `(n, 4)`, xyxy in pixels; `class_labels` says which label of the text each is, or `spans` at which
-    characters of the sentence it is named, one or more (start, end) a box.
+    characters of the sentence it is named, one or more (start, end) a box. An item's `noise_seed`, where it has one, is
+    in its label.
     """
 
-    def __init__(self, processor: GroundingDinoProcessor) -> None:
-        """Use the processor that the model is shipped with, so that training sees what inference sees."""
+    def __init__(self, processor: GroundingDinoProcessor, *, resize: bool = True) -> None:
+        """Use the processor that the model is shipped with, so that training sees what inference sees.
+
+        Args:
+            processor: of the model.
+            resize: False where the pictures have the size to train at already.
+        """
         self.processor = processor
+        self.resize = resize
 
     def __call__(self, items: Sequence[Any]) -> dict[str, Any]:
         """Inputs of the model with `labels`, boxes relative to each picture."""
-        texts = [item["text"] for item in items]
-        batch = dict(self.processor(images=[item["image"] for item in items], text=texts))
+        texts = [closed_caption(item["text"]) if isinstance(item["text"], str) else item["text"] for item in items]
+        options = {} if self.resize else {"do_resize": False}
+        batch = dict(self.processor(images=[item["image"] for item in items], text=texts, **options))
         batch["labels"] = [self._label(item, batch["input_ids"].shape[1]) for item in items]
         return batch
 
@@ -39,6 +47,8 @@ class GroundingCollator:
             label["class_labels"] = item["class_labels"]
         else:
             label["token_mask"] = self._token_mask(item["text"], item["spans"], num_tokens)
+        if "noise_seed" in item:
+            label["noise_seed"] = item["noise_seed"]
         return label
 
     def _token_mask(self, caption: str, spans: Sequence[Sequence[tuple[int, int]]], num_tokens: int) -> Tensor:

@@ -65,20 +65,33 @@ class Record:
     incomplete: tuple[int, ...] = ()
 
 
+class _Described(Protocol):
+    """What sets and streams say of themselves."""
+
+    @property
+    def name(self) -> str:
+        """Of the set, for people."""
+        ...
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Of a detection set, in the file's order, as a prompt says them; empty for a grounding set."""
+        ...
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """The file's own number of each label, for evaluation; as long as `label_names`."""
+        ...
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What was odd when it was read."""
+        ...
+
+
 @runtime_checkable
-class RecordSet(Protocol):
-    """A data set that can be read at any position.
-
-    name: of the set, for people.
-    label_names: of a detection set, in the file's order, as written there; empty for a grounding set.
-    category_ids: the file's own number of each label, for evaluation; as long as `label_names`.
-    findings: what was odd when it was read.
-    """
-
-    name: str
-    label_names: tuple[str, ...]
-    category_ids: tuple[int, ...]
-    findings: tuple[Finding, ...]
+class RecordSet(_Described, Protocol):
+    """A data set that can be read at any position."""
 
     def __len__(self) -> int:
         """Number of records."""
@@ -94,13 +107,8 @@ class RecordSet(Protocol):
 
 
 @runtime_checkable
-class RecordStream(Protocol):
+class RecordStream(_Described, Protocol):
     """A data set that is read from its beginning, once or again and again; `shard` divides it without overlap."""
-
-    name: str
-    label_names: tuple[str, ...]
-    category_ids: tuple[int, ...]
-    findings: tuple[Finding, ...]
 
     def __iter__(self) -> Iterator[Record]:
         """All records, from the first."""
@@ -115,11 +123,12 @@ class RecordStream(Protocol):
 class SourceEntry:
     """A data set as a recipe names it.
 
-    format: "coco", "odvg", "mdetr", "yolo", "voc" or "datasets".
+    format: "coco", "odvg", "mdetr", "yolo", "voc", "datasets", or "shapes" (drawn, see `data.readers.shapes`).
     annotations: file or folder of the annotations; of "datasets", a repo on the Hub, a folder or a file that
         `datasets.load_dataset` reads.
     images: folder that file names in the annotations start from; left out, the folder of the annotations.
-    label_map: a JSON file {"0": "person", ...} (ODVG detection), a text file with a name a line, or a data.yaml (YOLO).
+    label_map: a JSON file {"0": "person", ...} (ODVG detection), one that gives words for names {"tv": "television"}
+        (COCO), a text file with a name a line, or a data.yaml (YOLO).
     split: of "datasets" and of folders that have several; left out, "train".
     name: for people; left out, made of the file's name.
     weight: how often an epoch takes each record: 1 once, 0.5 half of them, other halves in later epochs, 2 twice.
@@ -151,6 +160,11 @@ class ListedRecords:
     def __len__(self) -> int:
         """Number of records."""
         return len(self.records)
+
+    @property
+    def num_boxes(self) -> int:
+        """Number of boxes in all records."""
+        return sum(len(record.boxes) for record in self.records)
 
     def __getitem__(self, index: int) -> Record:
         """The record at a position."""

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from faster_coco_eval import COCO, COCOeval_faster
 from torch import Tensor
 
@@ -21,7 +22,8 @@ def coco_average_precision(
     """AP, AP50 and AP75 over IoU 0.50:0.95, at most 100 detections a picture.
 
     Args:
-        pictures: what is there, a dict a picture with `boxes (n, 4)`, xyxy in pixels, and `class_labels (n,)`.
+        pictures: what is there, a dict a picture with `boxes (n, 4)`, xyxy in pixels, and `class_labels (n,)`; also
+            `crowd (n,)`, True on boxes around groups, and `area (n,)` in pixels, where they are known.
         detections: what was found, in the same order, with `scores (k,)`, `labels (k,)` and `boxes (k, 4)`.
         only: class labels to average over; None: every class that occurs.
 
@@ -50,19 +52,18 @@ def _mean(precision: np.ndarray[Any, Any]) -> float:
 def _ground_truth(pictures: Sequence[Mapping[str, Any]], num_classes: int) -> dict[str, Any]:
     annotations: list[dict[str, Any]] = []
     for image_id, picture in enumerate(pictures):
-        for box, label in zip(picture["boxes"].tolist(), picture["class_labels"].tolist(), strict=True):
-            width, height = box[2] - box[0], box[3] - box[1]
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": label,
-                    "bbox": [box[0], box[1], width, height],
-                    "area": width * height,
-                    "iscrowd": 0,
-                }
-            )
-    images = [{"id": i, "width": p["image"].width, "height": p["image"].height} for i, p in enumerate(pictures)]
+        boxes, labels = picture["boxes"], picture["class_labels"]
+        sides = boxes[:, 2:] - boxes[:, :2]
+        area, crowd = picture.get("area"), picture.get("crowd")
+        area = sides.prod(1) if area is None else area
+        crowd = torch.zeros(len(boxes), dtype=torch.bool) if crowd is None else crowd
+        rows = zip(
+            torch.cat([boxes[:, :2], sides], 1).tolist(), labels.tolist(), area.tolist(), crowd.tolist(), strict=True
+        )
+        for bbox, label, size, is_crowd in rows:
+            place = {"id": len(annotations) + 1, "image_id": image_id, "category_id": label}
+            annotations.append({**place, "bbox": bbox, "area": size, "iscrowd": int(is_crowd)})
+    images = [{"id": i} for i in range(len(pictures))]
     categories = [{"id": i, "name": str(i)} for i in range(num_classes)]
     return {"images": images, "annotations": annotations, "categories": categories}
 

@@ -6,7 +6,7 @@ import importlib
 
 from ..records import DataError, RecordSet, RecordStream, SourceEntry
 
-FORMATS = ("coco", "odvg", "mdetr", "yolo", "voc", "datasets")
+FORMATS = ("coco", "odvg", "mdetr", "yolo", "voc", "datasets", "shapes")
 
 
 def open_records(entry: SourceEntry) -> RecordSet | RecordStream:

@@ -1,0 +1,237 @@
+"""Which pictures make up each step of training: a pure function of the data sets, a seed and the number of the step.
+
+Nothing is counted along the way, so a run that resumes, or goes on with another number of processes, sees what it would
+have seen.
+
+The pictures of all epochs form one endless sequence. A source gives epoch e its positions from floor(e * share) to
+floor((e + 1) * share) in its own endless sequence, which is one permutation of its records after another; the share is
+its weight times its length, or its `epoch_size`. With weight 0.5, five records come 2 and 3 at a time, each exactly
+once in two epochs; with weight 2.5 four records come 10 an epoch, twice each and two of them once more. The pictures of
+an epoch are shuffled together. The endless sequence is cut where whole batches end: what is too little for a batch at
+the end of an epoch, less than `batch_size` random pictures of it, comes first in the next.
+
+Within such a cut, batches are of landscape pictures (width >= height, and those of unknown size) or of portrait ones,
+so that little is padded; the left-overs of the two, if any, make one mixed batch, the landscape ones first. Then the
+batches are shuffled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .records import DataError, RecordSet, RecordStream, SourceEntry
+
+# `turn` says which of its source's permutations a picture comes from.
+_DEALT: Final = np.dtype([("source", np.int16), ("index", np.uint32), ("turn", np.int32)])
+# What random numbers are for: the second word of their seed.
+_OF_EPOCH, _OF_BATCHES, _OF_RECORDS, _OF_DRAW = range(4)
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One picture of a step.
+
+    source: position of its data set among the sources.
+    index: position of the record in the source; of a stream, how many records were drawn from it before.
+    seed: in [0, 2^63), where the randomness of this drawing starts; another one each time the record comes again.
+    """
+
+    source: int
+    index: int
+    seed: int
+
+
+class BatchPlan:
+    """The pictures of every step.
+
+    A stream is read in its own order, from its beginning again when it ends; it needs an `epoch_size`, and its pictures
+    count as landscape ones.
+
+    The arrangement of an epoch is made when its first step is asked for, and kept. For two million pictures an epoch
+    the making takes half a second and 130 MB, of which 20 MB stay. Each record is asked for its size once, here.
+
+    Attributes:
+        steps_per_epoch: how many steps an epoch takes, rounded; at least 1.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[RecordSet | RecordStream],
+        entries: Sequence[SourceEntry],
+        *,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        """Plan batches of `batch_size` pictures, over all ranks.
+
+        Args:
+            sources: the data sets.
+            entries: what the recipe says of each: `weight` and `epoch_size` are read.
+            batch_size: pictures a step, at least 1.
+            seed: at least 0.
+
+        Raises:
+            DataError: no source, one without records, a weight or an epoch size that is not positive, or a stream
+                without epoch size.
+            ValueError: a batch size or a seed out of range, or not an entry for each source.
+        """
+        if batch_size < 1 or seed < 0:
+            raise ValueError(f"batch_size must be at least 1 and seed at least 0, not {batch_size} and {seed}")
+        if not sources:
+            raise DataError("nothing to train on: name at least one data set")
+        self.batch_size = batch_size
+        self.seed = seed
+        self._lengths = [len(source) if isinstance(source, RecordSet) else None for source in sources]
+        self._shares = [_share(*each) for each in zip(sources, self._lengths, entries, strict=True)]
+        self._portrait = [_portrait(source) for source in sources]
+        self._arranged: tuple[int, NDArray[Any]] = (-1, np.empty(0, _DEALT))
+        self.steps_per_epoch: int = max(1, round(sum(self._shares) / batch_size))
+
+    def batch(self, step: int) -> list[Draw]:
+        """The `batch_size` pictures of a step from 0, pictures of one aspect side by side.
+
+        Raises:
+            ValueError: a negative step.
+        """
+        epoch = self.epoch_of(step)
+        if self._arranged[0] != epoch:
+            self._arranged = (epoch, self._arrange(epoch))
+        start = (step - self.first_step(epoch)) * self.batch_size
+        dealt = self._arranged[1][start : start + self.batch_size]
+        return [self._draw(source, index, turn) for source, index, turn in dealt.tolist()]
+
+    def first_step(self, epoch: int) -> int:
+        """The step that an epoch from 0 begins with, which is how many steps the epochs before it take."""
+        return self._dealt_before(epoch) // self.batch_size
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch from 0 that a step belongs to.
+
+        Raises:
+            ValueError: a negative step.
+        """
+        if step < 0:
+            raise ValueError(f"steps count from 0, not {step}")
+        pictures = (step + 1) * self.batch_size
+        end = math.ceil(pictures / sum(self._shares))
+        while self._dealt_before(end) < pictures:  # shares that are no whole numbers are rounded down
+            end += 1
+        return end - 1
+
+    def _dealt_before(self, epoch: int) -> int:
+        return sum(math.floor(epoch * share) for share in self._shares)
+
+    def _draw(self, source: int, index: int, turn: int) -> Draw:
+        words = np.random.SeedSequence([self.seed, _OF_DRAW, source, index, turn]).generate_state(1, np.uint64)
+        return Draw(source, index, int(words[0]) >> 1)
+
+    def _rng(self, purpose: int, *numbers: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, purpose, *numbers])
+
+    def _arrange(self, epoch: int) -> NDArray[Any]:
+        """All pictures of an epoch's steps, batch after batch."""
+        start, stop = (self.first_step(e) * self.batch_size for e in (epoch, epoch + 1))
+        first = epoch
+        while self._dealt_before(first) > start:
+            first -= 1
+        dealt = np.concatenate([self._deal(e) for e in range(first, epoch + 1)])
+        dealt = dealt[start - self._dealt_before(first) :][: stop - start]
+        groups = [np.flatnonzero(self._is_portrait(dealt) == portrait) for portrait in (False, True)]
+        whole = [len(group) // self.batch_size * self.batch_size for group in groups]
+        parts = [group[:end] for group, end in zip(groups, whole, strict=True)]
+        parts += [group[end:] for group, end in zip(groups, whole, strict=True)]
+        batches = np.concatenate(parts).reshape(-1, self.batch_size)
+        order = self._rng(_OF_BATCHES, epoch, 0).permutation(len(batches))
+        return self._streams_in_order(dealt[batches[order].reshape(-1)])
+
+    def _deal(self, epoch: int) -> NDArray[Any]:
+        """What the sources give to an epoch, shuffled."""
+        dealt = np.concatenate([self._deal_source(source, epoch) for source in range(len(self._shares))])
+        return self._streams_in_order(dealt[self._rng(_OF_EPOCH, epoch, 0).permutation(len(dealt))])
+
+    def _deal_source(self, source: int, epoch: int) -> NDArray[Any]:
+        start, stop = (math.floor(e * self._shares[source]) for e in (epoch, epoch + 1))
+        dealt = np.empty(stop - start, _DEALT)
+        dealt["source"] = source
+        length = self._lengths[source]
+        if length is None:
+            dealt["index"], dealt["turn"] = np.arange(start, stop), 0
+            return dealt
+        for turn in range(start // length, -(-stop // length)):
+            low, high = max(start, turn * length), min(stop, (turn + 1) * length)
+            records = self._rng(_OF_RECORDS, source, turn).permutation(length)
+            part = dealt[low - start : high - start]
+            part["index"], part["turn"] = records[low - turn * length : high - turn * length], turn
+        return dealt
+
+    def _is_portrait(self, dealt: NDArray[Any]) -> NDArray[np.bool_]:
+        result = np.zeros(len(dealt), np.bool_)
+        for source, portrait in enumerate(self._portrait):
+            if portrait is not None:
+                own = dealt["source"] == source
+                result[own] = portrait[dealt["index"][own]]
+        return result
+
+    def _streams_in_order(self, dealt: NDArray[Any]) -> NDArray[Any]:
+        for source, length in enumerate(self._lengths):
+            if length is None:
+                own = dealt["source"] == source
+                dealt["index"][own] = np.sort(dealt["index"][own])
+        return dealt
+
+
+def _share(source: RecordSet | RecordStream, length: int | None, entry: SourceEntry) -> Fraction:
+    """How many records an epoch takes, exactly: 0.1 is a tenth."""
+    if length == 0:
+        raise DataError(f"{source.name}: the data set holds no record")
+    if entry.epoch_size is not None:
+        if entry.epoch_size < 1:
+            raise DataError(f"{source.name}: epoch_size must be at least 1, not {entry.epoch_size}")
+        return Fraction(entry.epoch_size)
+    if length is None:
+        raise DataError(f"{source.name}: a stream has no known length: say with epoch_size how many records to take")
+    if not (math.isfinite(entry.weight) and entry.weight > 0):
+        raise DataError(f"{source.name}: weight must be positive, not {entry.weight}")
+    return Fraction(str(entry.weight)) * length
+
+
+def _portrait(source: RecordSet | RecordStream) -> NDArray[np.bool_] | None:
+    if not isinstance(source, RecordSet):
+        return None
+    sizes = (source.size(index) for index in range(len(source)))
+    return np.fromiter((size is not None and size[1] > size[0] for size in sizes), np.bool_, len(source))
+
+
+def rank_part(draws: Sequence[Draw], rank: int, world: int) -> list[Draw]:
+    """The pictures of one process: the parts of all, one after another, are the batch.
+
+    Raises:
+        ValueError: `world` processes cannot have equally many pictures, or there is no such rank.
+    """
+    if not 0 <= rank < world:
+        raise ValueError(f"rank {rank} of {world} processes")
+    if len(draws) % world:
+        raise ValueError(f"a batch of {len(draws)} pictures cannot be divided among {world} processes")
+    part = len(draws) // world
+    return list(draws[rank * part : (rank + 1) * part])
+
+
+def micro_batches(draws: Sequence[Draw], pictures_at_once: int) -> list[list[Draw]]:
+    """Cut a part, in order, into as few pieces of at most `pictures_at_once` pictures as can be, as equal as can be.
+
+    Raises:
+        ValueError: `pictures_at_once` is less than 1.
+    """
+    if pictures_at_once < 1:
+        raise ValueError(f"pictures_at_once must be at least 1, not {pictures_at_once}")
+    count = -(-len(draws) // pictures_at_once)
+    ends = [len(draws) * i // count for i in range(count + 1)]
+    return [list(draws[start:end]) for start, end in pairwise(ends)]

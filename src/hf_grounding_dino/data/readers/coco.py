@@ -1,0 +1,215 @@
+"""COCO JSON (also LVIS, Objects365, Roboflow): one object with images, annotations (xywh boxes) and categories."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..records import DataError, SourceEntry
+from .common import (
+    FindingLog,
+    ImageFolder,
+    as_integer,
+    clean_names,
+    named_boxes,
+    note_gaps,
+    note_unused,
+    note_without_boxes,
+    picture_size,
+    read_document,
+    read_json,
+    refuse_useless,
+)
+from .packed import PackedRecords, Picture, RecordPacker
+
+
+def read(entry: SourceEntry) -> PackedRecords:
+    """Read a COCO file; categories, their ids and their order are those of the file alone.
+
+    Names are cleaned for prompts where they stay different (`clean_names`), or replaced by those of `label_map`, a JSON
+    object {"name in the file": "words"}. Crowd boxes are kept and marked. `neg_category_ids` and
+    `not_exhaustive_category_ids` (LVIS) become `absent` and `incomplete`; LVIS pictures without `file_name` are found
+    by their `coco_url`.
+
+    Raises:
+        DataError: no COCO JSON, no categories, a label map that does not match, no picture, or no valid box.
+    """
+    path = Path(entry.annotations)
+    log = FindingLog(path)
+    document = read_document(path, ("images", "annotations", "categories"))
+    categories = _categories(document["categories"], path, log)
+    names = _prompt_names(categories, entry.label_map, path)
+    packer = RecordPacker()
+    folder = ImageFolder(entry.images or path.parent, path)
+    positions = {number: i for i, number in enumerate(categories)}
+    for image, targets in images_with_annotations(document, path, log):
+        where = f"{path}, image {image['id']}"
+        if picture := listed_picture(image, where, folder, log):
+            picture = picture._replace(**_federated(image, positions, where, log))
+            _add(packer, picture, targets, positions, where, log)
+    note_crowd(packer, str(path), log)
+    note_without_boxes(packer.without_boxes, len(packer), str(path), log)
+    refuse_useless(len(packer), packer.num_boxes, str(path), log)
+    note_unused(tuple(categories.values()), packer.label_counts(len(names)), str(path), log)
+    name = entry.name or path.stem
+    return packer.finish(name, folder.root, log.findings, label_names=names, category_ids=tuple(categories))
+
+
+def images_with_annotations(
+    document: dict[str, Any], path: Path, log: FindingLog
+) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Each image entry, in the file's order, with its annotations in theirs.
+
+    Entries without a usable id are "malformed entry", later entries of one id "duplicate id", annotations of an image
+    that is not listed "missing image"; all of these are left out.
+    """
+    images: dict[int | str, dict[str, Any]] = {}
+    for number, image in enumerate(document["images"], start=1):
+        image_id = image.get("id") if isinstance(image, dict) else None
+        if not isinstance(image_id, int | str):
+            log.add("malformed entry", f"{path}, image entry {number}", "has no id; left out")
+        elif image_id in images:
+            log.add("duplicate id", f"{path}, image {image_id}", f"image entry {number} has this id too; left out")
+        else:
+            images[image_id] = image
+    annotations: defaultdict[int | str, list[dict[str, Any]]] = defaultdict(list)
+    for number, annotation in enumerate(document["annotations"], start=1):
+        where = f"{path}, annotation entry {number}"
+        image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
+        if not isinstance(image_id, int | str):
+            log.add("malformed entry", where, "has no image_id; left out")
+        elif image_id not in images:
+            log.add("missing image", where, f"image {image_id!r} is not among the images of the file; left out")
+        else:
+            annotations[image_id].append(annotation)
+    return [(image, annotations.get(image_id, [])) for image_id, image in images.items()]
+
+
+def listed_picture(image: dict[str, Any], where: str, folder: ImageFolder, log: FindingLog) -> Picture | None:
+    """The picture of an image entry, or None, with a finding, where it has no file or the file is not there."""
+    name = _file_name(image, folder)
+    if name is None:
+        log.add("malformed entry", where, "has neither a file_name nor a coco_url; left out")
+        return None
+    if not folder.check(name, where, log):
+        return None
+    return Picture(image["id"], name, picture_size(image.get("width"), image.get("height"), where, log))
+
+
+def _file_name(image: dict[str, Any], folder: ImageFolder) -> str | None:
+    """LVIS has only `coco_url`, whose end is "train2017/000000391895.jpg"."""
+    if isinstance(name := image.get("file_name"), str) and name:
+        return name
+    if not isinstance(url := image.get("coco_url"), str) or not url:
+        return None
+    parts = url.split("/")[-2:]
+    return parts[-1] if folder.has(parts[-1]) else "/".join(parts)
+
+
+def is_crowd(annotation: dict[str, Any]) -> bool:
+    """Whether its box is around a group."""
+    return annotation.get("iscrowd") in (1, True, "1")
+
+
+def area_of(annotation: dict[str, Any]) -> float:
+    """Its area in pixels, NaN where the file does not say it."""
+    area = annotation.get("area")
+    return float(area) if isinstance(area, int | float) and not isinstance(area, bool) else math.nan
+
+
+def note_crowd(packer: RecordPacker, where: str, log: FindingLog) -> None:
+    """One finding "crowd" that says how many boxes are around a group."""
+    if packer.num_crowd:
+        text = f"{packer.num_crowd} of {packer.num_boxes} boxes are around a group; kept, not trained on"
+        log.add("crowd", where, text)
+
+
+def _add(
+    packer: RecordPacker,
+    picture: Picture,
+    annotations: list[dict[str, Any]],
+    positions: dict[int, int],
+    where: str,
+    log: FindingLog,
+) -> None:
+    written = [annotation.get("category_id") for annotation in annotations]
+    labels = [positions.get(_number(category)) for category in written]
+    crowd = [is_crowd(annotation) for annotation in annotations]
+    # A crowd box is no duplicate of a single object's.
+    names = [label if label is None else (label, group) for label, group in zip(labels, crowd, strict=True)]
+    boxes = [annotation.get("bbox") for annotation in annotations]
+    checked = named_boxes(boxes, names, written, size=picture.size, where=where, log=log, layout="xywh")
+    packer.add(
+        picture,
+        checked.boxes,
+        [labels[i] for i in checked.kept],
+        [crowd[i] for i in checked.kept],
+        [area_of(annotations[i]) for i in checked.kept],
+    )
+
+
+def _number(value: object) -> int:
+    """A category's number; -1, which no category has, for anything that is none."""
+    number = as_integer(value)
+    return -1 if number is None else number
+
+
+def _federated(image: dict[str, Any], positions: dict[int, int], where: str, log: FindingLog) -> dict[str, Any]:
+    """What LVIS says of a picture: categories that are not in it, and categories of which boxes are missing."""
+    said = {}
+    for field, key in (("absent", "neg_category_ids"), ("incomplete", "not_exhaustive_category_ids")):
+        if not isinstance(image.get(key), list):
+            continue
+        numbers = [_number(value) for value in image[key]]
+        if unknown := [value for value, number in zip(image[key], numbers, strict=True) if number not in positions]:
+            log.add("unknown category", where, f"{key} has {unknown[0]!r}, which is not in the file; ignored")
+        said[field] = tuple(dict.fromkeys(positions[number] for number in numbers if number in positions))
+    return said
+
+
+def _categories(raw: Sequence[object], path: Path, log: FindingLog) -> dict[int, str]:
+    """Name of each category id, in the file's order."""
+    categories: dict[int, str] = {}
+    seen: set[str] = set()
+    for number, category in enumerate(raw, start=1):
+        category_id = as_integer(category.get("id")) if isinstance(category, dict) else None
+        name = category.get("name") if isinstance(category, dict) else None
+        where = f"{path}, category entry {number}"
+        if category_id is None or not isinstance(name, str) or not name.strip():
+            raise DataError(f"{where}: a category needs a whole number as id and a name, not {category!r}")
+        if category_id in categories:
+            log.add("duplicate id", where, f"id {category_id} is that of {categories[category_id]!r}; left out")
+            continue
+        if name in seen:
+            log.add("malformed entry", where, f"{name!r} is the name of an earlier category too; both are kept")
+        categories[category_id] = name
+        seen.add(name)
+    if not categories:
+        raise DataError(f"{path}: has no categories")
+    note_gaps(tuple(categories), str(path), log)
+    return categories
+
+
+def _prompt_names(categories: dict[int, str], label_map: str | None, path: Path) -> tuple[str, ...]:
+    """The words of each category."""
+    written = tuple(categories.values())
+    cleaned = clean_names(written)
+    if label_map is None:
+        return cleaned
+    words = read_json(Path(label_map))
+    if not isinstance(words, dict) or not all(isinstance(w, str) and w.strip() for w in words.values()):
+        raise DataError(f'{label_map}: one JSON object {{"name in {path.name}": "words"}} is needed')
+    for name in words:
+        if name not in written:
+            near = difflib.get_close_matches(name, written, n=1)
+            hint = f"; the nearest is {near[0]!r}" if near else ""
+            raise DataError(f"{label_map}: {name!r} is no category of {path}{hint}")
+    renamed = tuple(words.get(name, clean) for name, clean in zip(written, cleaned, strict=True))
+    if len(set(renamed)) < len(set(written)):
+        twice = next(name for name in renamed if renamed.count(name) > 1)
+        raise DataError(f"{label_map}: two categories of {path} are called {twice!r}")
+    return renamed

@@ -1,0 +1,93 @@
+"""MDETR-style JSON: COCO JSON whose image entries are captions (GoldG, Flickr30k, RefCOCO/+/g, gRefCOCO)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..records import SourceEntry
+from .captions import Caption, checked_spans, strip_caption
+from .coco import area_of, images_with_annotations, is_crowd, listed_picture, note_crowd
+from .common import (
+    FindingLog,
+    ImageFolder,
+    as_integer,
+    checked_boxes,
+    note_without_boxes,
+    read_document,
+    refuse_useless,
+)
+from .packed import PackedRecords, Picture, RecordPacker, Spans
+
+
+def read(entry: SourceEntry) -> PackedRecords:
+    """Read an MDETR-style file: a record for each caption, so that a picture may come up many times.
+
+    Each annotation names its box by `tokens_positive`, spans of the caption. Where no annotation of a caption has them,
+    it is a referring expression: the whole of it names each box. A caption whose annotations are placeholders (category
+    -1 or a box of four zeros; gRefCOCO) or that has none is kept with no box. `tokens_positive_eval`, the phrases that
+    Flickr30k is scored on, is not read.
+
+    Raises:
+        DataError: no such JSON, no picture, or no valid box.
+    """
+    path = Path(entry.annotations)
+    log = FindingLog(path)
+    document = read_document(path, ("images", "annotations"))
+    folder = ImageFolder(entry.images or path.parent, path)
+    packer = RecordPacker()
+    for image, targets in images_with_annotations(document, path, log):
+        where = f"{path}, image {image['id']}"
+        written = image.get("caption")
+        if not isinstance(written, str) or not written.strip():
+            log.add("malformed entry", where, "has no caption; left out")
+        elif picture := listed_picture(image, where, folder, log):
+            caption = strip_caption(written)
+            _add(packer, picture._replace(caption=caption.text), caption, targets, where, log)
+    note_crowd(packer, str(path), log)
+    note_without_boxes(packer.without_boxes, len(packer), str(path), log)
+    refuse_useless(len(packer), packer.num_boxes, str(path), log)
+    return packer.finish(entry.name or path.stem, folder.root, log.findings)
+
+
+def _add(
+    packer: RecordPacker,
+    picture: Picture,
+    caption: Caption,
+    annotations: list[dict[str, Any]],
+    where: str,
+    log: FindingLog,
+) -> None:
+    targets = [] if all(map(_is_placeholder, annotations)) else annotations
+    spans = _spans(targets, caption, where, log)
+    named = [(target, names) for target, names in zip(targets, spans, strict=True) if names is not None]
+    numbers = [i for i, names in enumerate(spans, start=1) if names is not None]
+    checked = checked_boxes(
+        [target.get("bbox") for target, _ in named],
+        [(names, is_crowd(target)) for target, names in named],
+        size=picture.size,
+        where=where,
+        log=log,
+        layout="xywh",
+        numbers=numbers,
+    )
+    if targets and not checked.kept:
+        log.add("malformed entry", where, "none of its boxes can be used, so the caption would be untrue; left out")
+        return
+    kept = [named[i] for i in checked.kept]
+    crowd, area = [is_crowd(target) for target, _ in kept], [area_of(target) for target, _ in kept]
+    packer.add(picture, checked.boxes, [names for _, names in kept], crowd, area)
+
+
+def _spans(targets: list[dict[str, Any]], caption: Caption, where: str, log: FindingLog) -> list[Spans | None]:
+    if not any(target.get("tokens_positive") for target in targets):
+        return [((0, len(caption.text)),)] * len(targets)
+    return [
+        checked_spans(target.get("tokens_positive") or [], caption, f"{where}, box {i}", log)
+        for i, target in enumerate(targets, start=1)
+    ]
+
+
+def _is_placeholder(annotation: dict[str, Any]) -> bool:
+    """Whether it stands for "nothing in the picture is meant"."""
+    return as_integer(annotation.get("category_id")) == -1 or annotation.get("bbox") == [0, 0, 0, 0]

@@ -1,0 +1,194 @@
+"""Records in flat arrays: a million pictures fit into memory, and worker processes share them."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..records import Finding, Record
+
+Spans = tuple[tuple[int, int], ...]
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+
+
+class BoxColumns(NamedTuple):
+    """Per box of the whole set; the boxes of record i are rows `first[i]` to `first[i + 1]`."""
+
+    first: Integers
+    boxes: Floats
+    labels: Integers | None
+    crowd: npt.NDArray[np.bool_]
+    area: Floats
+    spans: Integers
+    first_span: Integers
+
+
+class PictureColumns(NamedTuple):
+    """Per record; a size of (0, 0) is unknown, and what federated sets say is kept for the records that say it."""
+
+    ids: list[Any]
+    files: list[str]
+    sizes: npt.NDArray[np.int32]
+    captions: list[str] | None
+    absent: dict[int, tuple[int, ...]] | None
+    incomplete: dict[int, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class PackedRecords:
+    """A `RecordSet` whose records are made when they are asked for; `RecordPacker` builds it."""
+
+    name: str
+    root: Path
+    pictures: PictureColumns
+    columns: BoxColumns
+    label_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    findings: tuple[Finding, ...]
+
+    def __len__(self) -> int:
+        """Number of records."""
+        return len(self.pictures.files)
+
+    @property
+    def num_boxes(self) -> int:
+        """Number of boxes in all records."""
+        return len(self.columns.boxes)
+
+    def size(self, index: int) -> tuple[int, int] | None:
+        """(width, height) as the file says."""
+        width, height = self.pictures.sizes[index].tolist()
+        return (width, height) if width else None
+
+    def __getitem__(self, index: int) -> Record:
+        """The record at a position.
+
+        Raises:
+            IndexError: there is none.
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        index %= len(self)
+        pictures, columns = self.pictures, self.columns
+        rows = slice(*columns.first[index : index + 2].tolist())
+        crowd, area = columns.crowd[rows], columns.area[rows]
+        labels, absent = columns.labels, pictures.absent
+        return Record(
+            image_id=pictures.ids[index],
+            image=self.root / pictures.files[index],
+            boxes=torch.from_numpy(columns.boxes[rows].copy()),
+            labels=None if labels is None else torch.from_numpy(labels[rows].copy()),
+            crowd=torch.from_numpy(crowd.copy()) if crowd.any() else None,
+            area=None if np.isnan(area).any() else torch.from_numpy(area.copy()),
+            size=self.size(index),
+            caption=pictures.captions[index] if pictures.captions is not None else None,
+            spans=self._spans(rows) if labels is None else None,
+            absent=None if absent is None else absent.get(index, ()),
+            incomplete=pictures.incomplete.get(index, ()),
+        )
+
+    def _spans(self, rows: slice) -> tuple[Spans, ...]:
+        first = self.columns.first_span[rows.start : rows.stop + 1].tolist()
+        parts = [self.columns.spans[start:end].tolist() for start, end in pairwise(first)]
+        return tuple(tuple((start, end) for start, end in part) for part in parts)
+
+
+class Picture(NamedTuple):
+    """A picture that is added: what a `Record` says about all of it; `absent` of None is "nothing is said"."""
+
+    image_id: int | str
+    file: str
+    size: tuple[int, int] | None = None
+    caption: str | None = None
+    absent: tuple[int, ...] | None = None
+    incomplete: tuple[int, ...] = ()
+
+
+class RecordPacker:
+    """Takes records one after the other and packs them."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self.pictures: list[Picture] = []
+        self.without_boxes = 0
+        self._boxes: list[Tensor] = []
+        self._names: list[Any] = []
+        self._crowd: list[bool] = []
+        self._area = array("f")
+        self._first = array("q", [0])
+
+    def __len__(self) -> int:
+        """Number of records so far."""
+        return len(self.pictures)
+
+    @property
+    def num_boxes(self) -> int:
+        """Number of boxes so far."""
+        return self._first[-1]
+
+    @property
+    def num_crowd(self) -> int:
+        """Number of boxes around a group so far."""
+        return sum(self._crowd)
+
+    def add(
+        self, picture: Picture, boxes: Tensor, names: Sequence[Hashable], crowd: list[bool], area: list[float]
+    ) -> None:
+        """Add a picture with its boxes, float32 (n, 4); `names` are positions of labels, or tuples of spans.
+
+        NaN in `area` stands for an area that the file does not say.
+        """
+        self.pictures.append(picture)
+        self.without_boxes += not len(boxes)
+        self._boxes.append(boxes)
+        self._names += names
+        self._crowd += crowd
+        self._area.extend(area)
+        self._first.append(self._first[-1] + len(boxes))
+
+    def label_counts(self, num_labels: int) -> list[int]:
+        """How many boxes each label has."""
+        counts: list[int] = np.bincount(np.array(self._names, dtype=np.int64), minlength=num_labels).tolist()
+        return counts
+
+    def finish(
+        self,
+        name: str,
+        root: Path,
+        findings: tuple[Finding, ...],
+        label_names: tuple[str, ...] = (),
+        category_ids: tuple[int, ...] = (),
+    ) -> PackedRecords:
+        """The set of all that was added; without label names it is a grounding set."""
+        pictures = self.pictures
+        federated = any(picture.absent is not None for picture in pictures)
+        spans = [] if label_names else [span for names in self._names for span in names]
+        lengths = [] if label_names else [len(names) for names in self._names]
+        columns = BoxColumns(
+            first=np.array(self._first, dtype=np.int64),
+            boxes=torch.cat([torch.zeros(0, 4), *self._boxes]).numpy(),
+            labels=np.array(self._names, dtype=np.int64) if label_names else None,
+            crowd=np.array(self._crowd, dtype=np.bool_),
+            area=np.array(self._area, dtype=np.float32),
+            spans=np.array(spans, dtype=np.int64).reshape(-1, 2),
+            first_span=np.cumsum([0, *lengths], dtype=np.int64),
+        )
+        described = PictureColumns(
+            ids=[picture.image_id for picture in pictures],
+            files=[picture.file for picture in pictures],
+            sizes=np.array([picture.size or (0, 0) for picture in pictures], dtype=np.int32).reshape(-1, 2),
+            captions=None if label_names else [picture.caption or "" for picture in pictures],
+            absent={i: p.absent for i, p in enumerate(pictures) if p.absent} if federated else None,
+            incomplete={i: p.incomplete for i, p in enumerate(pictures) if p.incomplete},
+        )
+        return PackedRecords(name, root, described, columns, label_names, category_ids, findings)

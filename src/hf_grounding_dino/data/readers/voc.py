@@ -1,0 +1,215 @@
+"""Folders in the layout of Pascal VOC: an XML file for each picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NamedTuple, NoReturn
+from xml.etree import ElementTree
+from xml.parsers import expat
+
+from ..records import DataError, SourceEntry
+from .common import (
+    FindingLog,
+    ImageFolder,
+    checked_boxes,
+    clean_names,
+    note_gaps,
+    note_unused,
+    note_without_boxes,
+    picture_size,
+    read_bytes,
+    refuse_useless,
+)
+from .headers import PICTURE_SUFFIXES
+from .names import read_names
+from .packed import PackedRecords, Picture, RecordPacker
+
+_SIDES: Final = ("xmin", "ymin", "xmax", "ymax")
+_USUAL: Final = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
+_SUFFIXES: Final = (*_USUAL, *sorted(PICTURE_SUFFIXES - set(_USUAL)))
+
+
+class _Layout(NamedTuple):
+    """`files`: all annotations; `chosen`: the ones of the split; `pictures`: the folder of the pictures."""
+
+    files: list[Path]
+    chosen: list[Path]
+    pictures: ImageFolder
+
+
+class _Object(NamedTuple):
+    """`corners`: xyxy in pixels, counted from 0 and with exclusive ends, or what the file has where it is no box."""
+
+    name: str
+    corners: Sequence[object]
+    difficult: bool
+
+
+def read(entry: SourceEntry) -> PackedRecords:
+    """Read a Pascal VOC data set: Annotations/*.xml, JPEGImages/ and, where it is there, ImageSets/Main/SPLIT.txt.
+
+    Its `annotations` are the folder that holds these, or a folder of XML files, whose pictures are in `images`, in
+    JPEGImages or images beside it, or beside the files; a split may also be a folder of its own. Without `split`, that
+    is train.txt where there is one, else all files.
+
+    Pixels are counted from 1 and ends are inclusive: x1 = xmin - 1, y1 = ymin - 1, x2 = xmax, y2 = ymax. "Difficult"
+    objects become crowd: no training on them, and no evaluation counts them. Labels are the names in all the files,
+    whatever the split, sorted, with category ids from 0, or those of `label_map`. The image id is the file's stem.
+
+    Raises:
+        DataError: no such folder or split, no XML files, XML that declares entities, or no valid box at all.
+    """
+    log = FindingLog(entry.annotations)
+    layout = _layout(entry, log)
+    chosen = set(layout.chosen)
+    trees = {path: _tree(path, log if path in chosen else None) for path in layout.files}
+    objects = {path: _objects(tree) for path, tree in trees.items() if tree is not None}
+    if entry.label_map:
+        names = read_names(Path(entry.label_map))
+    else:
+        names = dict(enumerate(sorted({item.name for items in objects.values() for item in items if item.name})))
+    positions = {name: i for i, name in enumerate(names.values())}
+    packer = RecordPacker()
+    for path in layout.chosen:
+        tree = trees[path]
+        if tree is not None and (picture := _picture(path, tree, layout.pictures, log)):
+            _add(packer, picture, objects[path], positions, str(path), log)
+    refuse_useless(len(packer), packer.num_boxes, entry.annotations, log)
+    if packer.num_crowd:
+        text = f"{packer.num_crowd} of {packer.num_boxes} boxes are difficult; kept, not trained on"
+        log.add("crowd", entry.annotations, text)
+    note_gaps(tuple(names), entry.annotations, log)
+    note_unused(tuple(names.values()), packer.label_counts(len(names)), entry.annotations, log)
+    note_without_boxes(packer.without_boxes, len(packer), entry.annotations, log)
+    name = entry.name or Path(entry.annotations).absolute().name
+    words = clean_names(tuple(names.values()))
+    return packer.finish(name, layout.pictures.root, log.findings, label_names=words, category_ids=tuple(names))
+
+
+# --- which files -------------------------------------------------------------------------------------------------
+
+
+def _layout(entry: SourceEntry, log: FindingLog) -> _Layout:
+    root = Path(entry.annotations)
+    if not root.is_dir():
+        raise DataError(f"{root}: a folder of XML files is needed" if root.exists() else f"{root}: no such folder")
+    if root.name == "Annotations" and (root.parent / "ImageSets").is_dir():
+        root = root.parent
+    lists = root / "ImageSets" / "Main"
+    split = entry.split or ("train" if (lists / "train.txt").is_file() else None)
+    listed = lists / f"{split}.txt" if split else None
+    if listed and not listed.is_file():
+        if not (root / str(split)).is_dir():
+            raise DataError(f"{root}: has no split {split!r}: neither {listed} nor a folder {split}")
+        root, listed = root / str(split), None
+    folder = root / "Annotations" if (root / "Annotations").is_dir() else root
+    files = sorted(folder.glob("*.xml"))
+    if not files:
+        raise DataError(f"{folder}: no XML files in it")
+    beside = (folder.parent / "JPEGImages", folder.parent / "images", folder)
+    pictures = Path(entry.images) if entry.images else next(filter(Path.is_dir, beside))
+    chosen = files if listed is None else _listed_files(listed, folder, log)
+    return _Layout(files, chosen, ImageFolder(pictures, entry.annotations))
+
+
+def _listed_files(listed: Path, folder: Path, log: FindingLog) -> list[Path]:
+    chosen: dict[Path, None] = {}
+    for number, line in enumerate(read_bytes(listed).decode("utf-8-sig", errors="replace").splitlines(), start=1):
+        if name := line.strip():
+            path = folder / f"{name}.xml"
+            if path in chosen:
+                log.add("duplicate id", f"{listed}, line {number}", f"{name} is there already; kept once")
+            elif path.is_file():
+                chosen[path] = None
+            else:
+                log.add("malformed entry", f"{listed}, line {number}", f"{path} is not there; left out")
+    return list(chosen)
+
+
+# --- what is in them ---------------------------------------------------------------------------------------------
+
+
+def _tree(path: Path, log: FindingLog | None) -> ElementTree.Element | None:
+    """The XML of a file, None where it is not well formed, which `log` takes note of.
+
+    A document type is refused where it declares entities: they can grow without bound, or name other files.
+    """
+    builder = ElementTree.TreeBuilder()
+    parser = expat.ParserCreate()
+    parser.StartElementHandler = builder.start
+    parser.EndElementHandler = builder.end
+    parser.CharacterDataHandler = builder.data
+
+    def refuse(*_: object) -> NoReturn:
+        raise DataError(f"{path}: XML that declares entities is not read")
+
+    parser.EntityDeclHandler = refuse
+    try:
+        parser.Parse(read_bytes(path), True)
+    except (expat.ExpatError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        if log is not None:
+            log.add("malformed entry", str(path), f"not XML, or cut off ({error}); left out")
+        return None
+    return builder.close()
+
+
+def _objects(tree: ElementTree.Element) -> list[_Object]:
+    objects = []
+    for item in tree.iter("object"):
+        texts = [item.findtext(f"bndbox/{side}") for side in _SIDES]
+        corners: Sequence[object] = texts
+        try:
+            x1, y1, x2, y2 = (float(text or "") for text in texts)
+            corners = [x1 - 1, y1 - 1, x2, y2]
+        except ValueError:
+            pass  # `checked_boxes` names them as they are
+        objects.append(_Object((item.findtext("name") or "").strip(), corners, _flag(item.findtext("difficult"))))
+    return objects
+
+
+def _flag(text: str | None) -> bool:
+    return (text or "").strip().lower() in ("1", "true")
+
+
+def _picture(path: Path, tree: ElementTree.Element, pictures: ImageFolder, log: FindingLog) -> Picture | None:
+    """The picture of a file, None, with a finding, where it is not there."""
+    name = _picture_name(path, tree, pictures)
+    if not pictures.check(name, str(path), log):
+        return None
+    width, height = tree.findtext("size/width"), tree.findtext("size/height")
+    # Files made by other tools say 0 x 0 where they do not know.
+    known = any((text or "0").strip() != "0" for text in (width, height))
+    return Picture(path.stem, name, picture_size(width, height, str(path), log) if known else None)
+
+
+def _add(
+    packer: RecordPacker,
+    picture: Picture,
+    objects: list[_Object],
+    positions: dict[str, int],
+    where: str,
+    log: FindingLog,
+) -> None:
+    named = []
+    for number, item in enumerate(objects, start=1):
+        if not item.name:
+            log.add("no category", where, f"object {number} has no name; dropped")
+        elif item.name not in positions:
+            log.add("unknown category", where, f"object {number} is a {item.name!r}, not in label_map; dropped")
+        else:
+            named.append(item)
+    labels = [positions[item.name] for item in named]
+    checked = checked_boxes([item.corners for item in named], labels, size=picture.size, where=where, log=log)
+    crowd = [named[i].difficult for i in checked.kept]
+    packer.add(picture, checked.boxes, [labels[i] for i in checked.kept], crowd, [math.nan] * len(crowd))
+
+
+def _picture_name(path: Path, tree: ElementTree.Element, pictures: ImageFolder) -> str:
+    """The file of the picture: as the XML has it, or called like the XML, which tools that rename forget to change."""
+    stated = (tree.findtext("filename") or "").strip().replace("\\", "/").rpartition("/")[2]
+    candidates = [stated, *(path.stem + suffix for suffix in _SUFFIXES)]
+    return next((name for name in candidates if name and pictures.has(name)), stated or f"{path.stem}.jpg")

@@ -1,0 +1,245 @@
+"""Pictures with prompts as a model trains on them, drawn by a plan and loaded ahead of the steps that need them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from .augmentation import Augmentation
+from .mixture import BatchPlan, Draw, micro_batches, rank_part
+from .pictures import open_picture
+from .records import DataError, Record, RecordSet, RecordStream
+from .stream_reader import StreamReader
+from .training_prompts import PromptSampler, TrainingPrompt
+
+_MOST_TRIES = 100
+# A thinner box is no target; the recipes of the family drop these.
+_THINNEST_BOX = 0.01
+# What random numbers are for: the last word of their seed.
+_OF_PROMPT, _OF_PICTURE = range(2)
+
+
+class Skipped(NamedTuple):
+    """A picture that could not be read.
+
+    where: its file, or its data set and id.
+    why: in one line.
+    """
+
+    where: str
+    why: str
+
+
+class TrainingSet(Dataset[dict[str, Any]]):
+    """The pictures of all sources, each drawing with its own prompt and its own augmentation.
+
+    An item depends on its draw alone, in any process. It is a dict with
+
+    - image_id, image (upright RGB), text (labels or a caption), boxes (float32 (n, 4), xyxy in pixels of `image`);
+    - class_labels (int64 (n,), positions in text) or spans (for each box, (start, end) characters of text);
+    - noise_seed: int in [0, 2^63), for what the model draws at random for this picture;
+    - skipped: list of `Skipped`, pictures in whose place this one came.
+
+    The prompt is drawn before the picture is augmented: a label whose boxes were all cropped away stays in it as one
+    that is not there.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[RecordSet | RecordStream],
+        samplers: Sequence[PromptSampler],
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        """Join sources with a prompt sampler for each.
+
+        Args:
+            sources: the data sets, in the order of the plan.
+            samplers: one a source.
+            augmentation: of pictures and boxes; None leaves them as they are.
+
+        Raises:
+            ValueError: not a sampler for each source.
+        """
+        if len(sources) != len(samplers):
+            raise ValueError(f"{len(samplers)} prompt samplers for {len(sources)} data sets")
+        self.sources = [source if isinstance(source, RecordSet) else StreamReader(source) for source in sources]
+        self.samplers = samplers
+        self.augmentation = augmentation
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        """The item of a draw; for a picture that cannot be read, that of one of the 99 records after it.
+
+        Raises:
+            DataError: none of these can be read.
+        """
+        skipped: list[Skipped] = []
+        for record in self._candidates(draw):
+            try:
+                image = open_picture(record.image)
+            except ValueError as error:
+                skipped.append(Skipped(self._where(draw.source, record), str(error)))
+                continue
+            return {"image_id": record.image_id} | self._prepare(draw, record, image) | {"skipped": skipped}
+        first = skipped[0]
+        raise DataError(f"{len(skipped)} pictures in a row cannot be read, the first is {first.where}: {first.why}")
+
+    def _candidates(self, draw: Draw) -> Iterator[Record]:
+        source = self.sources[draw.source]
+        if isinstance(source, StreamReader):
+            for place in range(draw.index, draw.index + _MOST_TRIES):
+                yield source.read(place, keep_from=draw.index)
+        else:
+            for offset in range(min(_MOST_TRIES, len(source))):
+                yield source[(draw.index + offset) % len(source)]
+
+    def _where(self, source: int, record: Record) -> str:
+        if isinstance(record.image, (bytes, Image.Image)):
+            own = self.sources[source]
+            name = own.stream.name if isinstance(own, StreamReader) else own.name
+            return f"{name}, image {record.image_id}"
+        return str(record.image)
+
+    def _prepare(self, draw: Draw, record: Record, image: Image.Image) -> dict[str, Any]:
+        prompt = self.samplers[draw.source](record, np.random.default_rng([draw.seed, _OF_PROMPT]))
+        prompt = _inside(prompt, image.size)
+        if self.augmentation is not None:
+            rng = np.random.default_rng([draw.seed, _OF_PICTURE])
+            image, prompt = _augment(self.augmentation, image, prompt, rng)
+        item: dict[str, Any] = {"image": image, "text": prompt.text, "boxes": prompt.boxes, "noise_seed": draw.seed}
+        if prompt.class_labels is not None:
+            return item | {"class_labels": prompt.class_labels}
+        return item | {"spans": prompt.spans}
+
+
+def _inside(prompt: TrainingPrompt, size: tuple[int, int]) -> TrainingPrompt:
+    """Clip boxes to the picture as it is, whatever size its file was said to have."""
+    width, height = size
+    boxes = prompt.boxes.minimum(torch.tensor([width, height, width, height])).clamp_min(0)
+    kept = (boxes[:, 2:] - boxes[:, :2] >= _THINNEST_BOX).all(1).nonzero()[:, 0]
+    labels, spans = prompt.class_labels, prompt.spans
+    return TrainingPrompt(
+        text=prompt.text,
+        boxes=boxes[kept],
+        class_labels=None if labels is None else labels[kept],
+        spans=None if spans is None else [spans[i] for i in kept.tolist()],
+    )
+
+
+def _augment(
+    augmentation: Augmentation, image: Image.Image, prompt: TrainingPrompt, rng: np.random.Generator
+) -> tuple[Image.Image, TrainingPrompt]:
+    if isinstance(prompt.text, str):
+        changed = augmentation(image, prompt.boxes, rng, caption=prompt.text, spans=prompt.spans)
+        spans = [list(of_box) for of_box in changed.spans or ()]
+        return changed.image, TrainingPrompt(changed.caption or prompt.text, changed.boxes, None, spans)
+    changed = augmentation(image, prompt.boxes, rng, labels=prompt.text)
+    labels = None if prompt.class_labels is None else prompt.class_labels[changed.kept]
+    return changed.image, TrainingPrompt(prompt.text, changed.boxes, labels, None)
+
+
+class StepBatch(NamedTuple):
+    """What one process trains on in one step.
+
+    micro_batches: inputs of the model with labels, one forward and backward each; as many in every process.
+    num_boxes: boxes in them together.
+    skipped: pictures that could not be read, in whose place others came.
+    """
+
+    micro_batches: list[dict[str, Any]]
+    num_boxes: int
+    skipped: list[Skipped]
+
+
+def training_batches(
+    plan: BatchPlan,
+    training_set: TrainingSet,
+    collate: Callable[[Sequence[Any]], dict[str, Any]],
+    *,
+    first_step: int,
+    max_steps: int,
+    rank: int,
+    world: int,
+    pictures_at_once: int,
+    num_workers: int,
+) -> Iterator[StepBatch]:
+    """The steps from `first_step` up to `max_steps`, exclusive, in order; workers load ahead across steps.
+
+    Which numbers come depends neither on the workers nor on the global random state, which is left alone.
+
+    Args:
+        plan: which pictures a step has, over all ranks.
+        training_set: of the same sources.
+        collate: a `GroundingCollator`.
+        first_step: where to begin, from 0.
+        max_steps: the number of steps of the run.
+        rank: of this process.
+        world: number of processes.
+        pictures_at_once: the most pictures a forward.
+        num_workers: processes that load; 0 loads in this one.
+
+    Raises:
+        ValueError: the batch cannot be divided among the processes, or `pictures_at_once` is less than 1.
+        DataError: 100 pictures in a row cannot be read.
+    """
+    pieces = len(micro_batches(rank_part([Draw(0, 0, 0)] * plan.batch_size, rank, world), pictures_at_once))
+    draws = _Draws(plan, range(first_step, max_steps), rank, world, pictures_at_once)
+    loader = DataLoader(
+        training_set,
+        batch_sampler=draws,
+        num_workers=num_workers,
+        collate_fn=_Loaded(collate),
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),
+    )
+    return _steps(loader, pieces)
+
+
+def _steps(loader: Iterable[tuple[dict[str, Any], list[Skipped]]], pieces: int) -> Iterator[StepBatch]:
+    """Gather each step's micro-batches."""
+    loaded: list[tuple[dict[str, Any], list[Skipped]]] = []
+    failure = None
+    try:
+        for batch in loader:
+            loaded.append(batch)
+            if len(loaded) == pieces:
+                inputs = [inputs for inputs, _ in loaded]
+                num_boxes = sum(len(label["boxes"]) for batch in inputs for label in batch["labels"])
+                yield StepBatch(inputs, num_boxes, [one for _, skipped in loaded for one in skipped])
+                loaded = []
+    except DataError as error:
+        # From a worker, it comes with the worker's traceback before it.
+        failure = str(error).strip().rpartition(f"{DataError.__name__}: ")[2]
+        # The way it came holds the loader, and with it the workers.
+        error.__traceback__ = None
+    if failure is not None:
+        raise DataError(failure)
+
+
+class _Draws:
+    """The draws of each micro-batch, in order."""
+
+    def __init__(self, plan: BatchPlan, steps: range, rank: int, world: int, pictures_at_once: int) -> None:
+        self.plan = plan
+        self.steps = steps
+        self.rank = rank
+        self.world = world
+        self.pictures_at_once = pictures_at_once
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for step in self.steps:
+            yield from micro_batches(rank_part(self.plan.batch(step), self.rank, self.world), self.pictures_at_once)
+
+
+class _Loaded:
+    """Collate items, and keep apart what the model does not read."""
+
+    def __init__(self, collate: Callable[[Sequence[Any]], dict[str, Any]]) -> None:
+        self.collate = collate
+
+    def __call__(self, items: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], list[Skipped]]:
+        return self.collate(items), [one for item in items for one in item["skipped"]]

@@ -1,0 +1,294 @@
+"""The model card of a run: what its own files say, in Markdown with the Hub's metadata."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from .facts import CardFacts, Score, SetFacts, facts_of_run
+
+__all__ = ["CURVES_FILE", "EXAMPLES_FILE", "CardFacts", "SetFacts", "facts_of_run", "write_card"]
+
+CURVES_FILE, EXAMPLES_FILE = "curves.png", "examples.png"
+PACKAGE = "hf-grounding-dino"
+TASK = "zero-shot-object-detection"
+
+_TAGS = ("grounding-dino", "hf_grounding_dino", "vision", "object-detection", TASK)
+_MOST_LABELS = 40
+_SNIPPET_LABELS = 3
+_PLACEHOLDER_LABELS = ("a label", "another label")
+_ROLES = {"train": "training", "eval": "test", "keep": "test of what it knew before"}
+# What says where things are, how many workers read and how often something is written, but nothing of the result.
+_NOT_IN_THE_TABLE = {
+    "model", "output_dir", "train", "eval", "keep", "num_workers", "log_every", "save_every", "evaluate_every",
+    "pictures_every", "keep_checkpoints", "trackers", "gradient_checkpointing", "pictures_at_once",
+}  # fmt: skip
+_METRIC_NAMES = {"AP": "AP, IoU 0.50:0.95", "AP50": "AP, IoU 0.50", "AP75": "AP, IoU 0.75"}
+_METRIC_TYPE = "mean_average_precision"
+
+
+def write_card(facts: CardFacts) -> str:
+    """The model card; a section about which nothing is known is left out, but for limits and licence."""
+    sections = (
+        ("", [f"# {facts.name}", _summary(facts)]),
+        ("How to use it", _usage(facts)),
+        ("Data", _data(facts.sets)),
+        ("Recipe", _recipe(facts.recipe)),
+        ("Results", _results(facts)),
+        ("Curves", _curves(facts)),
+        ("Examples", _examples(facts)),
+        ("Limits", _limits(facts)),
+        ("Licence", _licence(facts)),
+    )
+    parts = []
+    for title, paragraphs in sections:
+        if paragraphs:
+            parts += [f"## {title}"] if title else []
+            parts += paragraphs
+    card = ModelCard(f"---\n{_metadata(facts).to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
+    return str(card)
+
+
+# --- metadata ----------------------------------------------------------------------------------------------------
+
+
+def _metadata(facts: CardFacts) -> ModelCardData:
+    own = (facts.model_type,) if facts.model_type not in _TAGS else ()
+    extra: dict[str, Any] = {"base_model_relation": "finetune"} if facts.base_model else {}
+    trained_on = [one.hub_id for one in facts.sets if one.role == "train" and one.hub_id]
+    return ModelCardData(
+        license=facts.licence,
+        library_name="transformers",
+        pipeline_tag=TASK,
+        base_model=facts.base_model,
+        datasets=list(dict.fromkeys(trained_on)) or None,
+        metrics=[_METRIC_TYPE] if any(score.metric in _METRIC_NAMES for score in facts.scores) else None,
+        tags=[*_TAGS, *own, *facts.tags],
+        model_name=facts.name,
+        eval_results=[_eval_result(score, facts.sets) for score in facts.scores] or None,
+        **extra,
+    )
+
+
+def _eval_result(score: Score, sets: Sequence[SetFacts]) -> EvalResult:
+    hub_id = next((one.hub_id for one in sets if one.name == score.data_set and one.hub_id), None)
+    return EvalResult(
+        task_type=TASK,
+        dataset_type=hub_id or _slug(score.data_set),
+        dataset_name=score.data_set or "test",
+        metric_type=_METRIC_TYPE if score.metric in _METRIC_NAMES else _slug(score.metric),
+        metric_name=_METRIC_NAMES.get(score.metric, score.metric),
+        metric_value=round(score.value, 5),
+    )
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "test"
+
+
+# --- sections ----------------------------------------------------------------------------------------------------
+
+
+def _summary(facts: CardFacts) -> str:
+    size = f" with {_rounded(facts.parameters)} parameters" if facts.parameters else ""
+    start = f"[{facts.base_model}](https://huggingface.co/{facts.base_model})" if facts.base_model else facts.base_name
+    trained = f", trained{f' from {start}' if start else ''}{f' for {facts.step:,} steps' if facts.step else ''}"
+    return (
+        f"A detector of the `{facts.model_type}` type{size}{trained if start or facts.step else ''} with {PACKAGE}. "
+        "It is given a picture and words, and finds a box for each thing that the words name."
+    )
+
+
+def _usage(facts: CardFacts) -> list[str]:
+    names = [label for one in facts.sets for label in one.labels][:_SNIPPET_LABELS] or list(_PLACEHOLDER_LABELS)
+    model = repr(facts.repo_id or f"./{facts.name}").replace("'", '"')
+    labels = "[" + ", ".join('"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"' for name in names) + "]"
+    stock = f"""```python
+from transformers import pipeline
+
+finder = pipeline("{TASK}", model={model})
+print(finder("photo.jpg", candidate_labels={labels}, threshold=0.25))
+```"""
+    own = f"""```python
+from PIL import Image
+from hf_grounding_dino import GroundingDinoForObjectDetection, GroundingDinoProcessor
+
+model = GroundingDinoForObjectDetection.from_pretrained({model}).eval()
+processor = GroundingDinoProcessor.from_pretrained({model})
+image = Image.open("photo.jpg").convert("RGB")
+inputs = processor(images=image, text={labels})
+found = processor.post_process_grounded_object_detection(model(**inputs), target_sizes=[(image.height, image.width)])
+print(found[0]["text_labels"], found[0]["scores"], found[0]["boxes"])
+```"""
+    return [
+        "With transformers, 5.23 or later (earlier ones compute other text positions), and nothing else:",
+        stock,
+        f"With {PACKAGE}, which runs all labels in one pass:",
+        own,
+    ]
+
+
+def _data(sets: Sequence[SetFacts]) -> list[str]:
+    if not sets:
+        return []
+    rows = [
+        (_cell(one.name), _ROLES.get(one.role, one.role), one.format, one.pictures, one.boxes, len(one.labels) or None)
+        for one in sets
+    ]
+    table = _table(("set", "use", "format", "pictures", "boxes", "labels"), rows)
+    lists: dict[tuple[str, ...], list[str]] = {}
+    for one in sets:
+        if one.labels:
+            lists.setdefault(one.labels, []).append(one.name)
+    return [table, *(f"Labels of {_listed(names)}: {_labels(labels)}" for labels, names in lists.items())]
+
+
+def _labels(labels: Sequence[str]) -> str:
+    """All of them, or the first with the number of the others."""
+    shown = ", ".join(_cell(label) for label in labels[:_MOST_LABELS])
+    rest = len(labels) - _MOST_LABELS
+    return f"{shown}, and {rest:,} more." if rest > 0 else f"{shown}."
+
+
+def _recipe(recipe: Mapping[str, Any]) -> list[str]:
+    rows = [
+        (f"`{name}`", _cell(_plain(value)))
+        for name, value in _flat(recipe)
+        if name.split(".")[0] not in _NOT_IN_THE_TABLE and value is not None and value != []
+    ]
+    if not rows:
+        return []
+    return [_table(("option", "value"), rows), "All options are in [recipe.yaml](recipe.yaml)."]
+
+
+def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _results(facts: CardFacts) -> list[str]:
+    if not facts.scores:
+        return []
+    paragraphs = []
+    if facts.scored_at is not None:
+        paragraphs.append(f"Measured at step {facts.scored_at:,}, before the end of training.")
+    for data_set in dict.fromkeys(score.data_set for score in facts.scores):
+        scores = [score for score in facts.scores if score.data_set == data_set]
+        compared = any(score.before is not None for score in scores)
+        title = _cell(data_set) or "metric"
+        header = (title, "before training", "this model", "change") if compared else (title, "this model")
+        paragraphs.append(_table(header, [_score_row(score, compared) for score in scores]))
+        paragraphs += [sentence for score in scores if (sentence := _loss_of_score(score, facts.sets))]
+    return paragraphs
+
+
+def _score_row(score: Score, compared: bool) -> tuple[str | None, ...]:
+    name, value = _METRIC_NAMES.get(score.metric, score.metric), f"{score.value:.3f}"
+    if not compared:
+        return name, value
+    if score.before is None:
+        return name, None, value, None
+    return name, f"{score.before:.3f}", value, f"{score.value - score.before:+.3f}"
+
+
+def _loss_of_score(score: Score, sets: Sequence[SetFacts]) -> str | None:
+    """What training cost on a set that was to be kept, or on any set where the AP fell."""
+    kept = any(one.name == score.data_set and one.role == "keep" for one in sets)
+    if score.metric != "AP" or score.before is None:
+        return None
+    change = round(score.value - score.before, 3)
+    if change < 0:
+        return f"On {score.data_set}, training lost {-change:.3f} AP."
+    return f"On {score.data_set}, training lost no AP." if kept else None
+
+
+def _curves(facts: CardFacts) -> list[str]:
+    if not facts.curves:
+        return []
+    return [f"![Loss, its terms, evaluations and learning rate over the steps]({CURVES_FILE})",
+            "The numbers are in [metrics.jsonl](metrics.jsonl)."]  # fmt: skip
+
+
+def _examples(facts: CardFacts) -> list[str]:
+    if not facts.examples:
+        return []
+    return [f"![What the model found, beside the ground truth]({EXAMPLES_FILE})",
+            "Drawn during the run. Left: what it found. Right: the ground truth."]  # fmt: skip
+
+
+def _limits(facts: CardFacts) -> list[str]:
+    tested = list(dict.fromkeys(score.data_set for score in facts.scores if score.data_set))
+    if not facts.scores:
+        return ["- It was not tested in its run; how well it does is not known."]
+    lines = [f"It was tested on {_listed(tested)}, and on nothing else in its run." if tested else ""]
+    if facts.chosen_by and facts.chosen_of > 1:
+        chosen = f"It is the best of {facts.chosen_of} evaluations by its score on {facts.chosen_by}"
+        lines.append(f"{chosen}, which flatters that score.")
+    lines.append(_tested_labels(facts.sets, tested))
+    if (facts.base_model or facts.base_name) and all(score.before is None for score in facts.scores):
+        lines.append("What it lost of what the model could that it began with was not measured.")
+    return ["\n".join(f"- {line}" for line in lines if line)]
+
+
+def _tested_labels(sets: Sequence[SetFacts], tested: Sequence[str]) -> str:
+    """How many of the labels it was tested with it was not trained with, where both are known."""
+    trained = [one for one in sets if one.role == "train"]
+    tests = [one for one in sets if one.role != "train" and one.name in tested]
+    if not trained or not tests or not all(one.labels for one in [*trained, *tests]):
+        return ""
+    known = {label.lower() for one in trained for label in one.labels}
+    labels = {label.lower() for one in tests for label in one.labels}
+    new = len(labels - known)
+    if not new:
+        return "It was tested with labels that it was trained with, and with no other words."
+    return f"Labels that it was tested with and not trained with: {new:,} of {len(labels):,}."
+
+
+def _licence(facts: CardFacts) -> list[str]:
+    own = f"{facts.licence}." if facts.licence else "None was named when this card was written."
+    base = f" {facts.base_model} and the data sets have their own." if facts.base_model else ""
+    return [own + base]
+
+
+# --- words and tables --------------------------------------------------------------------------------------------
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table; columns in which no row has anything are left out."""
+    kept = [i for i in range(len(header)) if any(row[i] is not None for row in rows)] if (rows := list(rows)) else []
+    lines = [[header[i] for i in kept], ["---"] * len(kept)]
+    lines += [["" if row[i] is None else _number(row[i]) for i in kept] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """One, two and three."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _rounded(count: int) -> str:
+    """Three digits: 2.55 million."""
+    unit, word = (1e9, " billion") if count >= 1e9 else (1e6, " million") if count >= 1e6 else (1, "")
+    digits = max(0, 2 - math.floor(math.log10(count / unit))) if word else 0
+    return f"{count / unit:,.{digits}f}{word}"

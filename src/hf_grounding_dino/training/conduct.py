@@ -1,0 +1,282 @@
+"""Conducting a run: training, measuring, saving, and the report at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from ..data.pictures import open_picture
+from ..data.records import DataError, Record, RecordSet
+from ..data.training_set import Skipped, training_batches
+from ..evaluation.records import evaluate_records
+from ..modeling_grounding_dino import GroundingDinoForObjectDetection
+from ..vocabulary import detect
+from .card import CURVES_FILE, EXAMPLES_FILE
+from .curves import plot_losses
+from .facts import RECIPE_FILE, STEP_FILE, set_facts, write_data_facts
+from .loop import Actions, train
+from .progress import Progress, Stopwatch
+from .recipe import Recipe, as_yaml
+from .run import Run
+from .snapshots import as_detections, beside_truth, snapshot_sheet
+from .states import step_name
+
+REPORT_FILE = "report.json"
+LARGEST_SKIPPED_SHARE = 0.01
+MAIN_METRICS = ("AP", "R@1")
+PICTURES_SHOWN, SCORE_SHOWN = 4, 0.3
+
+Scores = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a run came to.
+
+    steps: done, of `max_steps`; fewer where a signal stopped it.
+    seconds: of this process's part of it, after the preparation.
+    time_shares: of those seconds: waiting for data, forward, backward, the optimiser's step, saving, measuring, other.
+    before, after: scores of the model at the start and of the one in `last/`, as "set/metric".
+    lost: by how much the scores of the sets in `keep` fell, where they did.
+    best_step: the step whose model is in `best/`.
+    skipped: pictures that could not be read.
+    """
+
+    steps: int
+    max_steps: int
+    seconds: float
+    time_shares: dict[str, float]
+    before: Scores
+    after: Scores
+    lost: Scores
+    best_step: int
+    skipped: list[dict[str, str]] = field(default_factory=list)
+
+
+def run_recipe(recipe: Recipe, *, resume: bool = False) -> Report:
+    """Train as a recipe says; everything that it leaves is in its `output_dir`.
+
+    Raises:
+        OptionError, DataError, ValueError: something is wrong with the recipe, the model or the data; whatever can be
+            known before the first step is raised before it.
+        StateError: the disk is full; the last state is intact.
+    """
+    return Conductor(Run(recipe, resume=resume)).run()
+
+
+class Conductor:
+    """The actions of a run between its steps."""
+
+    def __init__(self, run: Run) -> None:
+        self.run_ = run
+        self.recipe = run.recipe
+        self.folder = run.folder
+        self.is_main = run.accelerator.is_main_process
+        if self.is_main:
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            (self.folder.path / RECIPE_FILE).write_text(as_yaml(run.recipe))
+            self._write_data_facts()
+        run.accelerator.init_trackers(self.folder.path.name)
+        self.progress = Progress(run.accelerator, self.folder.path, run.max_steps, run.first_step)
+
+    def _write_data_facts(self) -> None:
+        data, recipe = self.run_.data, self.recipe
+        facts = [
+            set_facts(records, "train", dataclasses.asdict(entry))
+            for records, entry in zip(data.train, recipe.train, strict=True)
+        ]
+        for role, sets, entries in (("eval", data.eval, recipe.eval), ("keep", data.keep, recipe.keep)):
+            for (name, records), entry in zip(sets.items(), entries, strict=True):
+                facts.append(dataclasses.replace(set_facts(records, role, dataclasses.asdict(entry)), name=name))
+        write_data_facts(self.folder.path, facts)
+
+    def run(self) -> Report:
+        """Train, measure and save."""
+        run, recipe, accelerator = self.run_, self.recipe, self.run_.accelerator
+        if not run.before:
+            run.before = self._measure(self._model(), run.data.eval | run.data.keep)
+            self._log(0, run.before)
+        batches = training_batches(
+            run.plan,
+            run.training_set,
+            run.collator,
+            first_step=run.first_step,
+            max_steps=run.max_steps,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            pictures_at_once=recipe.pictures_at_once or recipe.batch_size,
+            num_workers=recipe.num_workers,
+        )
+        actions = Actions(self.save_state, self.evaluate, self.show_pictures, self.leave_out)
+        self.progress.watch, started = Stopwatch(), time.perf_counter()
+        steps = train(run.trainee, batches, recipe, self.progress, actions, run.first_step, run.max_steps)
+        seconds = time.perf_counter() - started
+        shares = self.progress.watch.shares(seconds)
+        after = self.finish(steps)
+        self.progress.close()
+        accelerator.end_training()
+        return self._report(steps, seconds, shares, after)
+
+    def _model(self) -> GroundingDinoForObjectDetection:
+        return self.run_.saved.build(self.run_.trainee)
+
+    def _measure(self, model: GroundingDinoForObjectDetection, sets: Mapping[str, RecordSet]) -> Scores:
+        scores: Scores = {}
+        with self.progress.watch.measure("evaluation"), self.run_.accelerator.autocast():
+            for name, records in sets.items():
+                found = evaluate_records(model, self.run_.processor, records, limit=self.recipe.evaluate_pictures)
+                scores |= {f"{name}/{metric}": value for metric, value in found.items()}
+        return scores
+
+    def _log(self, step: int, scores: Scores) -> None:
+        if not scores:
+            return
+        self.progress.write({"step": step, "evaluation": scores})
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+        self.progress.say(f"step {step}: {shown}")
+
+    def save_state(self, step: int) -> None:
+        """Write what is needed to go on."""
+        run = self.run_
+        extra = {"best_step": run.best_step, "before": run.before, "step_scores": run.step_scores}
+        self.folder.save_state(run.accelerator, step, extra)
+
+    def evaluate(self, step: int) -> None:
+        """Measure the model of this moment, and keep it where it is the best so far."""
+        self._evaluate(self._model(), step, self.run_.data.eval)
+
+    def _evaluate(self, model: GroundingDinoForObjectDetection, step: int, sets: Mapping[str, RecordSet]) -> Scores:
+        run = self.run_
+        scores = self._measure(model, sets)
+        self._log(step, scores)
+        score = main_score(scores, run.data.eval)
+        if score is None:
+            return scores
+        run.step_scores[step] = score
+        if score >= max(run.step_scores.values()):
+            run.best_step = step
+            self._save_model(model, "best", step)
+        if self.recipe.keep_checkpoints and step < run.max_steps:
+            self._save_model(model, step_name(step), step)
+            if self.is_main:
+                self.folder.keep(self.recipe.keep_checkpoints, 1, run.step_scores)
+        return scores
+
+    def _save_model(self, model: GroundingDinoForObjectDetection, name: str, step: int) -> None:
+        def save(folder: Path) -> None:
+            model.save_pretrained(folder)
+            self.run_.processor.save_pretrained(folder)
+            (folder / STEP_FILE).write_text(json.dumps({"step": step}))
+
+        if self.is_main:
+            self.folder.save_model(save, name)
+        self.run_.accelerator.wait_for_everyone()
+
+    def show_pictures(self, step: int) -> None:
+        """Draw what the model finds beside what is there, in `pictures/`."""
+        self._draw(self._model(), self.folder.path / "pictures" / f"{step_name(step)}.png")
+
+    def _draw(self, model: GroundingDinoForObjectDetection, path: Path) -> None:
+        data = self.run_.data
+        shown = [records for records in [*data.eval.values(), *data.train] if isinstance(records, RecordSet)]
+        if self.is_main and shown:
+            records = shown[0]
+            drawings = list(islice(self._drawings(model, records), PICTURES_SHOWN))
+            path.parent.mkdir(exist_ok=True)
+            snapshot_sheet(drawings).save(path)
+        self.run_.accelerator.wait_for_everyone()
+
+    def _drawings(self, model: GroundingDinoForObjectDetection, records: RecordSet) -> Iterator[Image.Image]:
+        """What is found beside what is there, for every picture that can be read."""
+        for i in range(len(records)):
+            record = records[i]
+            try:
+                image = open_picture(record.image)
+            except ValueError:
+                continue
+            names = list(phrases(record)) if record.caption is not None else list(records.label_names)
+            with torch.inference_mode():
+                found = detect(
+                    model, self.run_.processor, [image], names, threshold=SCORE_SHOWN, one_label_per_box=True
+                )[0]
+            truth = [names[i] for i in record.labels.tolist()] if record.labels is not None else phrase_of_boxes(record)
+            yield beside_truth(
+                image,
+                as_detections(found["boxes"].cpu(), found["text_labels"], found["scores"].cpu()),
+                as_detections(record.boxes, truth),
+                title=f"{records.name}, {record.image_id}",
+            )
+
+    def leave_out(self, skipped: Sequence[Skipped]) -> None:
+        """Note pictures that could not be read.
+
+        Raises:
+            DataError: they are more than one in a hundred.
+        """
+        run = self.run_
+        for picture in skipped:
+            if picture.where not in run.skipped:
+                run.skipped[picture.where] = picture
+                self.progress.say(f"left out {picture.where}: {picture.why}")
+        known = sum(len(records) for records in run.data.train if isinstance(records, RecordSet))
+        if known and len(run.skipped) > LARGEST_SKIPPED_SHARE * known:
+            listed = "; ".join(f"{picture.where}: {picture.why}" for picture in run.skipped.values())
+            raise DataError(f"{len(run.skipped)} of {known} pictures cannot be read, more than 1 %: {listed}")
+
+    def finish(self, steps: int) -> Scores:
+        """Measure and save the last model, and draw what there is to see."""
+        run, model = self.run_, self._model()
+        after = self._evaluate(model, steps, run.data.eval | run.data.keep)
+        self._save_model(model, "last", steps)
+        if not run.step_scores:
+            run.best_step = steps
+            self._save_model(model, "best", steps)
+        self._draw(model, self.folder.path / EXAMPLES_FILE)
+        curves = plot_losses(self.progress.path) if self.is_main else None
+        if curves is not None:
+            curves.save(self.folder.path / CURVES_FILE)
+        return after
+
+    def _report(self, steps: int, seconds: float, shares: Mapping[str, float], after: Scores) -> Report:
+        run = self.run_
+        names = tuple(f"{name}/" for name in run.data.keep)
+        falls = {name: run.before[name] - score for name, score in after.items() if name.startswith(names)}
+        report = Report(
+            steps=steps,
+            max_steps=run.max_steps,
+            seconds=seconds,
+            time_shares=dict(shares),
+            before=run.before,
+            after=after,
+            lost={name: fall for name, fall in falls.items() if fall > 0} if names else {},
+            best_step=run.best_step,
+            skipped=[picture._asdict() for picture in run.skipped.values()],
+        )
+        if self.is_main:
+            (self.folder.path / REPORT_FILE).write_text(json.dumps(report.__dict__, indent=2) + "\n")
+        return report
+
+
+def main_score(scores: Mapping[str, float], sets: Mapping[str, RecordSet]) -> float | None:
+    """What chooses the best model: AP or R@1 of the first set; None where nothing is measured."""
+    names = [f"{name}/{metric}" for name in list(sets)[:1] for metric in MAIN_METRICS]
+    return next((scores[name] for name in names if name in scores), None)
+
+
+def phrases(record: Record) -> dict[str, None]:
+    """What a grounding record's caption names with boxes, each once."""
+    return dict.fromkeys(phrase_of_boxes(record)) or {str(record.caption): None}
+
+
+def phrase_of_boxes(record: Record) -> list[str]:
+    """The words of the caption for each box."""
+    caption = str(record.caption)
+    return [" ".join(caption[start:end] for start, end in spans) for spans in record.spans or ()]

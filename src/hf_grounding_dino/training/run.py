@@ -1,0 +1,179 @@
+"""A run made ready from its recipe: everything that can be wrong is read and checked before the first step."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ..data.augmentation import Augmentation
+from ..data.collate import GroundingCollator
+from ..data.mixture import BatchPlan
+from ..data.readers import open_records
+from ..data.records import DataError, RecordSet, RecordStream, SourceEntry
+from ..data.training_prompts import PromptSampler
+from ..data.training_set import Skipped, TrainingSet
+from .adapters import add_lora
+from .groups import GroupSettings, freeze, parameter_groups, train_mode
+from .loop import Trainee
+from .options import OptionError
+from .recipe import Recipe
+from .schedules import ScheduleSettings, build_schedule
+from .start import SavedModel, Start, load_start
+from .states import RunFolder
+
+PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data sets of a run, opened; those to be measured by the names that their scores have."""
+
+    train: list[RecordSet | RecordStream]
+    eval: dict[str, RecordSet]
+    keep: dict[str, RecordSet]
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Data:
+        """Open all data sets of a recipe.
+
+        Raises:
+            DataError: one cannot be read, or one to be measured can only be streamed.
+        """
+        train = [open_records(entry) for entry in recipe.train]
+        measured = _measurable(recipe.eval)
+        return cls(train, measured, _measurable(recipe.keep, taken=measured))
+
+
+def _measurable(entries: Sequence[SourceEntry], taken: Collection[str] = ()) -> dict[str, RecordSet]:
+    """The sets by name; one whose name is taken gets a number."""
+    opened: dict[str, RecordSet] = {}
+    for entry in entries:
+        records = open_records(entry)
+        if not isinstance(records, RecordSet):
+            raise DataError(f"{entry.annotations}: a set to be measured must not be streamed")
+        name = records.name
+        numbers = count(2)
+        while name in opened or name in taken:
+            name = f"{records.name} {next(numbers)}"
+        opened[name] = records
+    return opened
+
+
+class Run:
+    """One run, ready to train.
+
+    Raises:
+        OptionError, DataError, ValueError: whatever can be known to be wrong before the first step.
+    """
+
+    def __init__(self, recipe: Recipe, *, resume: bool = False) -> None:
+        self.recipe = recipe
+        self.folder = RunFolder(Path(recipe.output_dir))
+        self._check_folder(resume)
+        self.data = Data.of(recipe)
+        start = load_start(recipe.model)
+        self.processor = start.processor
+        self.accelerator = _accelerator(recipe)
+        set_seed(recipe.seed)
+        self.plan = BatchPlan(self.data.train, recipe.train, batch_size=recipe.batch_size, seed=recipe.seed)
+        self.max_steps = recipe.max_steps or math.ceil((recipe.epochs or 0) * self.plan.steps_per_epoch)
+        self.training_set = self._training_set()
+        self.trainee, self.saved = self._trainee(start)
+        self.collator = GroundingCollator(self.processor, resize=recipe.augmentation is None)
+        self.best_step = 0
+        self.step_scores: dict[int, float] = {}
+        self.before: dict[str, float] = {}
+        self.skipped: dict[str, Skipped] = {}
+        self.first_step = self._go_on() if resume else 0
+
+    def _check_folder(self, resume: bool) -> None:
+        has_state = self.folder.newest_state() is not None
+        if resume and not has_state:
+            raise OptionError(f"nothing to resume from in {self.folder.states}")
+        if has_state and not resume:
+            raise OptionError(
+                f"{self.folder.path} holds a run already: go on with --resume, or name another output_dir"
+            )
+
+    def _training_set(self) -> TrainingSet:
+        recipe, image_processor = self.recipe, self.processor.image_processor
+        samplers = [PromptSampler(s.label_names, self.processor.tokenizer, recipe.prompts) for s in self.data.train]
+        if recipe.augmentation is None:
+            return TrainingSet(self.data.train, samplers)
+        edges = (image_processor.size["shortest_edge"], image_processor.size["longest_edge"])
+        return TrainingSet(self.data.train, samplers, Augmentation(recipe.augmentation.scaled(*edges)))
+
+    def _trainee(self, start: Start) -> tuple[Trainee, SavedModel]:
+        recipe, accelerator = self.recipe, self.accelerator
+        model: Any = start.model
+        if recipe.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        if recipe.denoising is None:
+            model.disable_denoising()
+        else:
+            model.enable_denoising(recipe.denoising.queries, recipe.denoising.label_noise, recipe.denoising.box_noise)
+            if recipe.denoising.table is not None:
+                model.load_denoising(recipe.denoising.table)
+        before = copy.deepcopy(model) if recipe.interpolation < 1 else None
+        freeze(model, recipe.freeze)
+        if recipe.lora is not None:
+            model = add_lora(model, recipe.lora)
+        rates = GroupSettings(
+            learning_rate=recipe.learning_rate,
+            backbone_multiplier=recipe.backbone_multiplier,
+            text_multiplier=recipe.text_multiplier,
+            weight_decay=recipe.weight_decay,
+            decay_vectors=recipe.decay_vectors,
+        )
+        optimizer = torch.optim.AdamW(parameter_groups(model, rates), lr=recipe.learning_rate)
+        saved = SavedModel(before, model, recipe)
+        average = None
+        if recipe.average_decay is not None:
+            average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.average_decay))
+            average.to(accelerator.device)
+        schedule = build_schedule(optimizer, self._schedule())
+        model, optimizer = accelerator.prepare(model, optimizer)
+        accelerator.register_for_checkpointing(*([schedule] if average is None else [schedule, average]))
+        trainee = Trainee(accelerator, model, optimizer, schedule, average, partial(train_mode, model))
+        return trainee, saved
+
+    def _schedule(self) -> ScheduleSettings:
+        recipe = self.recipe
+        return ScheduleSettings(
+            kind=recipe.schedule,
+            max_steps=self.max_steps,
+            warmup_steps=min(recipe.warmup_steps, self.max_steps - 1),
+            milestones=recipe.milestones,
+            gamma=recipe.gamma,
+        )
+
+    def _go_on(self) -> int:
+        step, content = self.folder.load_state(self.accelerator)
+        self.best_step, self.before = content["best_step"], content["before"]
+        self.step_scores = {int(at): score for at, score in content["step_scores"].items()}
+        if self.accelerator.is_main_process:
+            self.folder.trim_metrics(step)
+        return step
+
+
+def _accelerator(recipe: Recipe) -> Accelerator:
+    on_cpu = not torch.accelerator.is_available()
+    if on_cpu and recipe.precision == "float16":
+        raise OptionError("precision is float16, which needs a GPU: choose bfloat16 or float32")
+    return Accelerator(
+        cpu=on_cpu,
+        mixed_precision=PRECISIONS[recipe.precision],
+        log_with=list(recipe.trackers) or None,
+        project_dir=recipe.output_dir,
+    )

@@ -1,0 +1,64 @@
+"""A small run folder as training leaves it, with the model that ships as its model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import yaml
+from PIL import Image
+
+from hf_grounding_dino.assets import DEMO_LABELS, NANO
+from hf_grounding_dino.training.facts import SetFacts, write_data_facts
+
+RECIPE = {
+    "model": "nano",
+    "output_dir": "/home/someone/secret project/run",
+    "train": [{"format": "coco", "annotations": "/home/someone/data/ten.json", "name": "ten pictures"}],
+    "eval": [{"format": "coco", "annotations": "/home/someone/data/val.json", "name": "new shape"}],
+    "keep": [{"format": "coco", "annotations": "/home/someone/data/old.json", "name": "old shapes"}],
+    "max_steps": 400,
+    "batch_size": 4,
+    "learning_rate": 1e-4,
+    "freeze": ["backbone", "text"],
+    "lora": None,
+    "denoising": {"queries": 100, "label_noise": 0.5},
+    "log_every": 20,
+    "hub_token": "hf_never_to_be_seen",
+}
+EVALUATIONS = {
+    0: {"new shape/AP": 0.10, "new shape/AP50": 0.15, "old shapes/AP": 0.80},
+    200: {"new shape/AP": 0.85, "new shape/AP50": 0.95, "new shape/APs": -1.0, "old shapes/AP": 0.79},
+    400: {"new shape/AP": 0.83, "new shape/AP50": 0.94, "old shapes/AP": 0.78},
+}
+
+
+def write_run(run: Path) -> Path:
+    """`best/` and `last/`, the recipe, metrics of 400 steps and a sheet of pictures."""
+    for which in ("best", "last"):
+        shutil.copytree(NANO, run / which)
+    (run / "best" / "denoising.safetensors").write_bytes(b"only for training")
+    (run / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    lines = [{"step": 0, "evaluation": EVALUATIONS[0]}]
+    for step in range(20, 401, 20):
+        loss = 3 + 500 / step
+        lines.append({"step": step, "loss": loss, "learning_rate": 1e-4, "loss_ce": loss / 3, "loss_ce_dn": loss / 9})
+        if step in EVALUATIONS:
+            lines.append({"step": step, "evaluation": EVALUATIONS[step]})
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    labels = DEMO_LABELS
+    write_data_facts(
+        run,
+        [
+            SetFacts(name="ten pictures", role="train", format="coco", pictures=10, boxes=1234, labels=labels),
+            SetFacts(name="new shape", role="eval", format="coco", pictures=50, boxes=60, labels=labels[:2]),
+            SetFacts(
+                name="old shapes", role="keep", format="coco", pictures=50, boxes=90, labels=("RED square", "dog")
+            ),
+        ],
+    )
+    (run / "pictures").mkdir()
+    for step, color in ((200, "red"), (400, "blue")):
+        Image.new("RGB", (30, 20), color).save(run / "pictures" / f"step-{step:06d}.png")
+    return run

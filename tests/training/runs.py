@@ -1,0 +1,60 @@
+"""A tiny run: pictures of Shapes on disk, a model that trains in milliseconds, a recipe that leads there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from hf_grounding_dino.data.shapes import CATEGORIES, VOCABULARY, write_coco
+from hf_grounding_dino.data.tokenizer import build_tokenizer
+from hf_grounding_dino.image_processing_grounding_dino import GroundingDinoImageProcessor
+from hf_grounding_dino.processing_grounding_dino import GroundingDinoProcessor
+from tiny import tiny_model
+
+LABELS = CATEGORIES[::2]
+
+
+def write_model(folder: Path) -> Path:
+    """A tiny random model with heads of its own for every layer, and its processor."""
+    heads = {"decoder_bbox_embed_share": False, "decoder_cls_embed_share": False}
+    # A fourth level of one cell would be too small for groups of one channel.
+    model = tiny_model("mm-grounding-dino", num_feature_levels=3, **heads)
+    model.save_pretrained(folder)
+    image_processor = GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
+    GroundingDinoProcessor(image_processor, build_tokenizer(VOCABULARY)).save_pretrained(folder)
+    return folder
+
+
+def write_recipe(folder: Path, **changes: Any) -> Path:
+    """A recipe of four steps of four pictures, beside its data and its model."""
+    annotations = folder / "data" / "annotations.json"
+    if not annotations.exists():
+        write_coco(folder / "data", count=8, seed=0, split="train", categories=LABELS)
+        write_model(folder / "model")
+    images = str(annotations.parent / "images")
+    source = {"format": "coco", "annotations": str(annotations), "images": images}
+    recipe = {
+        "model": str(folder / "model"), "output_dir": str(folder / "run"), "train": [source],
+        "max_steps": 4, "batch_size": 4, "learning_rate": 1e-3, "log_every": 1, "save_every": 2, "num_workers": 0,
+        "denoising": {"queries": 12}, "average_decay": 0.5, "max_grad_norm": 1.0,
+    }  # fmt: skip
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe | changes))
+    return path
+
+
+def logged(run: Path, name: str = "loss") -> list[float]:
+    """A number of every logged step."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line[name] for line in lines if name in line]
+
+
+def weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    """What was saved."""
+    from safetensors.torch import load_file
+
+    return load_file(run / name / "model.safetensors")

@@ -1,0 +1,175 @@
+"""What a run leaves, what it measures, and what stops it before its first step."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+from hf_grounding_dino import GroundingDinoForObjectDetection, GroundingDinoProcessor
+from hf_grounding_dino.data.records import DataError
+from hf_grounding_dino.training.conduct import run_recipe
+from hf_grounding_dino.training.options import OptionError
+from hf_grounding_dino.training.recipe import read_recipe
+
+from .runs import logged, weights, write_recipe
+
+VAL = "[{format: shapes, annotations: 'val?count=4&width=96&height=64'}]"
+REFERRING = "[{format: shapes, annotations: 'val?count=4&task=referring&width=96&height=64'}]"
+
+
+def run(folder: Path, *assignments: str, resume: bool = False, **changes: Any) -> Any:
+    return run_recipe(read_recipe(str(write_recipe(folder, **changes)), assignments), resume=resume)
+
+
+def test_a_run_leaves_models_metrics_pictures_and_a_report(tmp_path: Path) -> None:
+    """Steps 2 and 4 are measured, and 0 before; `best/` is of the better one; the set to keep before and after."""
+    report = run(tmp_path, f"eval={VAL}", f"keep={REFERRING}", "evaluate_every=2", "pictures_every=2")
+    folder = tmp_path / "run"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+    scored = {line["step"]: line["evaluation"] for line in lines if "evaluation" in line}
+    assert scored.keys() == {0, 2, 4}
+    assert scored[0].keys() == scored[4].keys() == {
+        *(f"shapes val detection/{name}" for name in ("AP", "AP50", "AP75")), "shapes val referring/R@1",
+    }  # fmt: skip
+    assert report.before == scored[0] and report.after == scored[4]
+    assert report.best_step in (2, 4)
+    for name in ("last", "best"):
+        GroundingDinoForObjectDetection.from_pretrained(folder / name)
+        GroundingDinoProcessor.from_pretrained(folder / name)
+        transformers.MMGroundingDinoForObjectDetection.from_pretrained(folder / name)
+    for name in ("curves.png", "examples.png", "pictures/step-000002.png"):
+        Image.open(folder / name).verify()
+    written = json.loads((folder / "report.json").read_text())
+    assert written["after"] == report.after and sum(written["time_shares"].values()) == pytest.approx(1)
+    assert read_recipe(str(folder / "recipe.yaml")).max_steps == 4
+
+
+def test_sets_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """Two files called annotations.json, in `data/` and in a copy of it."""
+    recipe = write_recipe(tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "annotations.json").write_text((tmp_path / "data" / "annotations.json").read_text())
+    entries = [f"{{format: coco, annotations: {p}/annotations.json, images: {tmp_path}/data/images}}"
+               for p in (tmp_path / "data", other)]  # fmt: skip
+    report = run_recipe(read_recipe(str(recipe), ["max_steps=1", f"eval=[{', '.join(entries)}]"]))
+    assert {name.split("/")[0] for name in report.after} == {"annotations", "annotations 2"}
+
+
+def test_what_was_lost_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """0.5 before, 0.25 after: 0.25 lost of the set to keep; the set that gained is not listed."""
+    from hf_grounding_dino.training import conduct
+
+    scores = iter([0.1, 0.5, 0.4, 0.25])
+    monkeypatch.setattr(conduct, "evaluate_records", lambda *_, **__: {"AP": next(scores)})
+    report = run(tmp_path, f"eval={VAL}", f"keep={REFERRING}")
+    assert report.lost == {"shapes val referring/AP": 0.25}
+
+
+def test_lora_is_merged_into_what_is_saved(tmp_path: Path) -> None:
+    """Only adapted layers change; stock transformers loads the result; half of it is interpolated."""
+    run(tmp_path, "lora={rank: 4}", "text_multiplier=1", "average_decay=null", "interpolation=0.5")
+    before, after = weights(tmp_path, "model"), weights(tmp_path / "run")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(name.endswith("weight") and "embed" not in name for name in changed)
+    transformers.MMGroundingDinoForObjectDetection.from_pretrained(tmp_path / "run" / "last")
+
+
+def test_unreadable_pictures_are_left_out_or_stop_the_run(tmp_path: Path) -> None:
+    """One of 8 is more than 1 %: it stops, with the list. Of 8 drawn 20 times an epoch it is as much."""
+    write_recipe(tmp_path)
+    broken = tmp_path / "data" / "images" / "000003.png"
+    broken.write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"1 of 8 pictures cannot be read, more than 1 %: .*000003\.png: it is not"):
+        run(tmp_path, "max_steps=8")
+
+
+def test_few_unreadable_pictures_are_counted_and_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hf_grounding_dino.training import conduct
+
+    monkeypatch.setattr(conduct, "LARGEST_SKIPPED_SHARE", 0.2)
+    write_recipe(tmp_path)
+    broken = tmp_path / "data" / "images" / "000003.png"
+    broken.write_bytes(b"no picture")
+    report = run(tmp_path, "max_steps=8")
+    assert report.skipped == [{"where": str(broken), "why": "it is not a picture"}]
+    assert report.steps == 8
+
+
+def test_a_run_is_not_trained_over(tmp_path: Path) -> None:
+    run(tmp_path, "max_steps=1")
+    with pytest.raises(OptionError, match="holds a run already: go on with --resume"):
+        run(tmp_path, "max_steps=1")
+
+
+def test_going_on_from_nothing(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="nothing to resume from"):
+        run(tmp_path, resume=True)
+
+
+def other_architecture(folder: Path) -> Path:
+    transformers.BertModel(transformers.BertConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    )).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def empty_annotations(folder: Path) -> Path:
+    path = folder / "empty.json"
+    path.write_text(json.dumps({"images": [], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}))
+    return path
+
+
+def no_valid_box(folder: Path) -> Path:
+    document = json.loads((folder / "data" / "annotations.json").read_text())
+    for annotation in document["annotations"]:
+        annotation["bbox"][2] = -5.0
+    path = folder / "invalid.json"
+    path.write_text(json.dumps(document))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("model={other}", "bert"),
+        ("model={folder}/nowhere", "nowhere"),
+        ("train.0.annotations={folder}/none.json", r"none\.json"),
+        ("train.0.annotations={empty}", r"empty\.json"),
+        ("train.0.annotations={invalid}", r"invalid\.json"),
+        ("train.0.format=voc2", "voc2"),
+        ("train.0.weight=-1", "weight"),
+        ("freeze=[nose]", "nose"),
+        ("milestones=[2]", "milestones"),
+        ("precision=float16", "precision"),
+        ("prompts.max_tokens=2", "token"),
+        ("eval=[{{format: datasets, annotations: {folder}/data, streaming: true}}]", "data"),
+    ],
+)
+def test_mistakes_stop_before_the_first_step(tmp_path: Path, assignment: str, message: str) -> None:
+    """Nothing is written by then."""
+    write_recipe(tmp_path)
+    places = {
+        "folder": tmp_path, "other": other_architecture(tmp_path / "other"),
+        "empty": empty_annotations(tmp_path), "invalid": no_valid_box(tmp_path),
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=message) as caught:
+        run(tmp_path, assignment.format(**places))
+    assert "\n" not in str(caught.value)
+    assert not os.path.exists(tmp_path / "run" / "metrics.jsonl")
+
+
+def test_memory_does_not_grow(tmp_path: Path) -> None:
+    """Of 60 steps at mixed sizes the last ten hold little more than the tenth to the twentieth."""
+    run(tmp_path, "max_steps=60", "batch_size=2", "save_every=1000")
+    memory = logged(tmp_path / "run", "memory_gb")
+    assert sum(memory[-10:]) < sum(memory[10:20]) + 10 * 0.05
