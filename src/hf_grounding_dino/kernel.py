@@ -34,6 +34,7 @@ DeviceType = Literal["cpu", "cuda"]
 MODE_VARIABLE = "HF_GROUNDING_DINO_KERNEL"
 MODES = ("auto", "off", "required")
 SOURCES = Path(__file__).parent / "csrc"
+_COMPILER_PACKAGES = ("nvidia-cuda-nvcc", "nvidia-nvvm", "nvidia-cuda-crt")
 # What torch itself found the processor to offer; the file in the cache must run on every machine that shares it.
 VECTOR_FLAGS = {
     "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma", "-mf16c"),
@@ -226,7 +227,9 @@ def _cuda_toolkit() -> Path:
     for package in _nvidia_packages():
         if (package / "bin" / "nvcc").exists():
             return package
-    raise RuntimeError("there is no nvcc: install the CUDA toolkit, or `pip install nvidia-cuda-nvcc`")
+    # Of different versions the compiler's parts, each in a package of its own, do not understand each other.
+    parts = " ".join(f"'{name}=={torch.version.cuda}.*'" for name in _COMPILER_PACKAGES)
+    raise RuntimeError(f"there is no nvcc: install the CUDA toolkit, or `pip install {parts}`")
 
 
 def _nvidia_packages() -> list[Path]:

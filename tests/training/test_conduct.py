@@ -151,6 +151,8 @@ def no_valid_box(folder: Path) -> Path:
         ("freeze=[nose]", "nose"),
         ("milestones=[2]", "milestones"),
         ("precision=float16", "precision"),
+        ("trackers=[clearml]", "the tracker clearml is not installed"),
+        ("trackers=[pencil]", "pencil"),
         ("prompts.max_tokens=2", "token"),
         ("eval=[{{format: datasets, annotations: {folder}/data, streaming: true}}]", "data"),
     ],

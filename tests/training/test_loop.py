@@ -114,8 +114,11 @@ def test_it_does_not_matter_how_a_step_is_divided(tmp_path: Path, pictures_at_on
         torch.testing.assert_close(one, several, rtol=2e-3, atol=1e-3)  # AdamW blows rounding up over the steps
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    """Law 12 over DDP, without `find_unused_parameters`; each process has one micro-batch of two pictures."""
+def test_two_processes_equal_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Law 12 over DDP, without `find_unused_parameters`; each process has one micro-batch of two pictures.
+
+    One process can go on where two stopped.
+    """
     recipe = write_recipe(tmp_path)
     run(tmp_path, f"output_dir={tmp_path}/one")
     train_command(recipe, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
@@ -123,6 +126,9 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         one, two = (torch.tensor(logged(tmp_path / part, name)) for part in ("one", "run"))
         torch.testing.assert_close(one[:1], two[:1], rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(one, two, rtol=2e-3, atol=1e-3)
+    assert run(tmp_path, "max_steps=5", resume=True).steps == 5
+    assert "was on 2 processes and goes on with 1" in capsys.readouterr().out
+    assert len(logged(tmp_path / "run")) == 5
 
 
 def test_a_model_learns_eight_pictures(tmp_path: Path) -> None:

@@ -136,8 +136,8 @@ class SourceEntry:
     streaming: of "datasets", read from the beginning instead of at any position.
     """
 
-    format: str
     annotations: str
+    format: str = "coco"
     images: str | None = None
     label_map: str | None = None
     split: str | None = None

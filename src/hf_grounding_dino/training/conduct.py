@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from .curves import plot_losses
 from .facts import RECIPE_FILE, STEP_FILE, set_facts, write_data_facts
 from .loop import Actions, train
 from .progress import Progress, Stopwatch
+from .publish import PublishError, check_access, publish
 from .recipe import Recipe, as_yaml
 from .run import Run
 from .snapshots import as_detections, beside_truth, snapshot_sheet
@@ -81,11 +83,15 @@ class Conductor:
         self.folder = run.folder
         self.is_main = run.accelerator.is_main_process
         if self.is_main:
+            if run.recipe.push_to_hub:
+                check_access(run.recipe.push_to_hub)
             self.folder.path.mkdir(parents=True, exist_ok=True)
             (self.folder.path / RECIPE_FILE).write_text(as_yaml(run.recipe))
             self._write_data_facts()
         run.accelerator.init_trackers(self.folder.path.name)
         self.progress = Progress(run.accelerator, self.folder.path, run.max_steps, run.first_step)
+        if run.note:
+            self.progress.say(run.note)
 
     def _write_data_facts(self) -> None:
         data, recipe = self.run_.data, self.recipe
@@ -123,7 +129,10 @@ class Conductor:
         after = self.finish(steps)
         self.progress.close()
         accelerator.end_training()
-        return self._report(steps, seconds, shares, after)
+        report = self._report(steps, seconds, shares, after)
+        if self.is_main and recipe.push_to_hub and steps == run.max_steps:
+            self._publish(recipe.push_to_hub)
+        return report
 
     def _model(self) -> GroundingDinoForObjectDetection:
         return self.run_.saved.build(self.run_.trainee)
@@ -244,6 +253,14 @@ class Conductor:
         if curves is not None:
             curves.save(self.folder.path / CURVES_FILE)
         return after
+
+    def _publish(self, repo_id: str) -> None:
+        """Publish the best model; where that fails, all is on the disk, and a command to try again is named."""
+        try:
+            self.progress.say(f"published best/ to {publish(self.folder.path, repo_id=repo_id)}")
+        except (PublishError, OSError) as error:
+            again = shlex.join(["hf-grounding-dino", "publish", str(self.folder.path), "--repo-id", repo_id])
+            self.progress.say(f"not published: {' '.join(str(error).split())}; try again with: {again}")
 
     def _report(self, steps: int, seconds: float, shares: Mapping[str, float], after: Scores) -> Report:
         run = self.run_

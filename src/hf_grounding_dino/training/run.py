@@ -95,6 +95,7 @@ class Run:
         self.step_scores: dict[int, float] = {}
         self.before: dict[str, float] = {}
         self.skipped: dict[str, Skipped] = {}
+        self.note = ""
         self.first_step = self._go_on() if resume else 0
 
     def _check_folder(self, resume: bool) -> None:
@@ -162,6 +163,11 @@ class Run:
         step, content = self.folder.load_state(self.accelerator)
         self.best_step, self.before = content["best_step"], content["before"]
         self.step_scores = {int(at): score for at, score in content["step_scores"].items()}
+        if content["world_size"] != self.accelerator.num_processes:
+            self.note = (
+                f"this run was on {content['world_size']} processes and goes on with {self.accelerator.num_processes}:"
+                " each step has the pictures it would have had, dropout has other random numbers"
+            )
         if self.accelerator.is_main_process:
             self.folder.trim_metrics(step)
         return step
@@ -171,9 +177,14 @@ def _accelerator(recipe: Recipe) -> Accelerator:
     on_cpu = not torch.accelerator.is_available()
     if on_cpu and recipe.precision == "float16":
         raise OptionError("precision is float16, which needs a GPU: choose bfloat16 or float32")
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision=PRECISIONS[recipe.precision],
         log_with=list(recipe.trackers) or None,
         project_dir=recipe.output_dir,
     )
+    usable = {str(getattr(tracker, "value", tracker)) for tracker in accelerator.log_with}
+    for name in recipe.trackers:
+        if name not in usable:
+            raise OptionError(f"the tracker {name} is not installed")
+    return accelerator
