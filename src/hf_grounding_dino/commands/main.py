@@ -18,6 +18,7 @@ COMMANDS = {
     "detect": "find what words name in pictures, and draw it",
     "validate": "say what is odd in a data set, and change nothing",
     "train": "train or fine-tune a model from a recipe",
+    "publish": "publish the model of a run with its card, to a folder or the Hub",
     "benchmark": "time this package beside stock transformers, on the same weights",
 }
 

@@ -93,7 +93,6 @@ def summary(report: Report, output_dir: str) -> str:
     lines.append(f"{report.seconds:.0f} s: {shares}")
     if report.skipped:
         lines.append(f"{len(report.skipped)} pictures could not be read, see report.json")
-    lines.append(
-        f"best/ (step {report.best_step}), last/, curves.png, examples.png and report.json are in {output_dir}"
-    )
+    drawn = ", curves.png, examples.png" if report.steps == report.max_steps else ""
+    lines.append(f"best/ (step {report.best_step}), last/{drawn} and report.json are in {output_dir}")
     return "".join(f"{line}\n" for line in lines)

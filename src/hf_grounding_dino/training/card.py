@@ -26,6 +26,7 @@ _ROLES = {"train": "training", "eval": "test", "keep": "test of what it knew bef
 _NOT_IN_THE_TABLE = {
     "model", "output_dir", "train", "eval", "keep", "num_workers", "log_every", "save_every", "evaluate_every",
     "pictures_every", "keep_checkpoints", "trackers", "gradient_checkpointing", "pictures_at_once",
+    "push_to_hub",
 }  # fmt: skip
 _METRIC_NAMES = {"AP": "AP, IoU 0.50:0.95", "AP50": "AP, IoU 0.50", "AP75": "AP, IoU 0.75"}
 _METRIC_TYPE = "mean_average_precision"

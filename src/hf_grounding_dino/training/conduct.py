@@ -83,7 +83,7 @@ class Conductor:
         self.folder = run.folder
         self.is_main = run.accelerator.is_main_process
         if self.is_main:
-            if run.recipe.push_to_hub:
+            if run.recipe.push_to_hub is not None:
                 check_access(run.recipe.push_to_hub)
             self.folder.path.mkdir(parents=True, exist_ok=True)
             (self.folder.path / RECIPE_FILE).write_text(as_yaml(run.recipe))
@@ -130,7 +130,7 @@ class Conductor:
         self.progress.close()
         accelerator.end_training()
         report = self._report(steps, seconds, shares, after)
-        if self.is_main and recipe.push_to_hub and steps == run.max_steps:
+        if self.is_main and recipe.push_to_hub is not None and steps == run.max_steps:
             self._publish(recipe.push_to_hub)
         return report
 
@@ -241,13 +241,16 @@ class Conductor:
             raise DataError(f"{len(run.skipped)} of {known} pictures cannot be read, more than 1 %: {listed}")
 
     def finish(self, steps: int) -> Scores:
-        """Measure and save the last model, and draw what there is to see."""
+        """Save the last model, and unless a signal hurries, measure it and draw what there is to see."""
         run, model = self.run_, self._model()
-        after = self._evaluate(model, steps, run.data.eval | run.data.keep)
+        stopped = steps < run.max_steps
+        after = {} if stopped else self._evaluate(model, steps, run.data.eval | run.data.keep)
         self._save_model(model, "last", steps)
         if not run.step_scores:
             run.best_step = steps
             self._save_model(model, "best", steps)
+        if stopped:
+            return after
         self._draw(model, self.folder.path / EXAMPLES_FILE)
         curves = plot_losses(self.progress.path) if self.is_main else None
         if curves is not None:

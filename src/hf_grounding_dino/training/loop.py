@@ -75,8 +75,7 @@ def train(
             if _is_due(step, recipe.log_every, max_steps):
                 progress.log(step, float(trainee.schedule.get_last_lr()[-1]))
             stopped = stop.requested(accelerator)
-            if not stopped:
-                _look(step, recipe, actions, max_steps)
+            if not stopped and _look(step, recipe, actions, max_steps):
                 trainee.start_training()
             if stopped or _is_due(step, recipe.save_every, max_steps):
                 with progress.watch.measure("save"):
@@ -86,10 +85,13 @@ def train(
     return step
 
 
-def _look(step: int, recipe: Recipe, actions: Actions, max_steps: int) -> None:
-    for every, action in ((recipe.evaluate_every, actions.evaluate), (recipe.pictures_every, actions.show_pictures)):
-        if every is not None and step % every == 0 and step < max_steps:
-            action(step)
+def _look(step: int, recipe: Recipe, actions: Actions, max_steps: int) -> bool:
+    """Evaluate and draw where it is time; whether it was."""
+    plans = ((recipe.evaluate_every, actions.evaluate), (recipe.pictures_every, actions.show_pictures))
+    due = [action for every, action in plans if every is not None and step % every == 0 and step < max_steps]
+    for action in due:
+        action(step)
+    return bool(due)
 
 
 def _is_due(step: int, every: int, max_steps: int) -> bool:

@@ -56,7 +56,8 @@ def publish(
 
     What is published: weights, configuration and processor as they were saved, loadable by stock transformers;
     `recipe.yaml`, the training arguments without secrets, absolute paths cut to their last part; `metrics.jsonl`;
-    `curves.png`; `examples.png`, the newest of the run's `pictures/*.png`; and the model card, `README.md`.
+    `curves.png`; `examples.png`, as the run drew it at its end, or before that the newest of its `pictures/*.png`; and
+    the model card, `README.md`.
 
     Args:
         run: the output folder of a training run.
@@ -70,13 +71,15 @@ def publish(
         with_denoising: add `denoising.safetensors`, which only training needs.
 
     Raises:
-        PublishError: no such run, no model in it, no place to publish to; no token, no network, or a repo that may
-            not be written to.
+        PublishError: no such run, no model in it, no label table where it was asked for, no place to publish to; no
+            token, no network, or a repo that may not be written to.
     """
     if repo_id is None and to is None:
         raise PublishError("give a folder, a repo or both to publish to")
     folder = _model_folder(run, which)
-    own_token = _checked_access(repo_id, token) if repo_id else None
+    if with_denoising and not (folder / DENOISING_FILE).is_file():
+        raise PublishError(f"{folder}: there is no {DENOISING_FILE}, as the run trained without denoising")
+    own_token = check_access(repo_id, token) if repo_id else None
     with tempfile.TemporaryDirectory() as temporary:
         assembled = Path(temporary)
         try:
@@ -126,7 +129,7 @@ def _copy_history(run: Path, to: Path) -> None:
         curves = plot_losses(run / METRICS_FILE)
         if curves is not None:
             curves.save(to / CURVES_FILE)
-    sheets = sorted((run / PICTURES_FOLDER).glob("*.png"))
+    sheets = [*sorted((run / PICTURES_FOLDER).glob("*.png")), *run.glob(EXAMPLES_FILE)]
     if sheets:
         with Image.open(sheets[-1]) as sheet:
             sheet.convert("RGB").save(to / EXAMPLES_FILE)
@@ -153,7 +156,12 @@ def _place(assembled: Path, to: Path) -> None:
 # --- the Hub -----------------------------------------------------------------------------------------------------
 
 
-def _checked_access(repo_id: str, token: str | None) -> str:
+def check_access(repo_id: str, token: str | None = None) -> str:
+    """The token that a repo would be written with, `token` or that of this machine; no network is needed.
+
+    Raises:
+        PublishError: the repo's name cannot be one, or there is no token.
+    """
     try:
         validate_repo_id(repo_id)
     except ValueError as error:

@@ -60,6 +60,8 @@ class Recipe:
     keep_checkpoints: how many `step-...` folders of weights stay beside `last/` and `best/`.
     evaluate_pictures: at most so many of each evaluation set, the first ones; None: all.
     trackers: of Accelerate, such as tensorboard or trackio.
+    push_to_hub: repo, "owner/name", that `best/` is published to when all steps are done; it is created where there is
+        none, as its owner's account says public or private. The token is that of `hf auth login`, or HF_TOKEN.
     """
 
     model: str
@@ -99,6 +101,7 @@ class Recipe:
     keep_checkpoints: int = 0
     evaluate_pictures: int | None = None
     trackers: tuple[str, ...] = ()
+    push_to_hub: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what could not be trained.
