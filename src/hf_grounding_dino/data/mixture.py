@@ -10,9 +10,9 @@ once in two epochs; with weight 2.5 four records come 10 an epoch, twice each an
 an epoch are shuffled together. The endless sequence is cut where whole batches end: what is too little for a batch at
 the end of an epoch, less than `batch_size` random pictures of it, comes first in the next.
 
-Within such a cut, batches are of landscape pictures (width >= height, and those of unknown size) or of portrait ones,
-so that little is padded; the left-overs of the two, if any, make one mixed batch, the landscape ones first. Then the
-batches are shuffled.
+Within such a cut, batches are of pictures of similar aspect, so that little is padded and few sizes pass the backbone:
+64 batches' worth of pictures at a time is sorted by aspect (width over height; 1 where the size is unknown), give or
+take a percent so that pictures of a small set change company, and cut into batches. Then the batches are shuffled.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ from .records import DataError, RecordSet, RecordStream, SourceEntry
 
 # `turn` says which of its source's permutations a picture comes from.
 _DEALT: Final = np.dtype([("source", np.int16), ("index", np.uint32), ("turn", np.int32)])
+# How many batches' worth of pictures is sorted by aspect: more of them make batches more alike inside, and less mixed.
+_SORTED_BATCHES: Final = 64
+_ASPECT_NOISE: Final = 0.02  # octaves
 # What random numbers are for: the second word of their seed.
 _OF_EPOCH, _OF_BATCHES, _OF_RECORDS, _OF_DRAW = range(4)
 
@@ -53,7 +56,7 @@ class BatchPlan:
     """The pictures of every step.
 
     A stream is read in its own order, from its beginning again when it ends; it needs an `epoch_size`, and its pictures
-    count as landscape ones.
+    count as square ones.
 
     The arrangement of an epoch is made when its first step is asked for, and kept. For two million pictures an epoch
     the making takes half a second and 130 MB, of which 20 MB stay. Each record is asked for its size once, here.
@@ -91,12 +94,12 @@ class BatchPlan:
         self.seed = seed
         self._lengths = [len(source) if isinstance(source, RecordSet) else None for source in sources]
         self._shares = [_share(*each) for each in zip(sources, self._lengths, entries, strict=True)]
-        self._portrait = [_portrait(source) for source in sources]
+        self._aspects = [_aspects_in(source) for source in sources]
         self._arranged: tuple[int, NDArray[Any]] = (-1, np.empty(0, _DEALT))
         self.steps_per_epoch: int = max(1, round(sum(self._shares) / batch_size))
 
     def batch(self, step: int) -> list[Draw]:
-        """The `batch_size` pictures of a step from 0, pictures of one aspect side by side.
+        """The `batch_size` pictures of a step from 0, in the order of their aspect.
 
         Raises:
             ValueError: a negative step.
@@ -144,12 +147,11 @@ class BatchPlan:
             first -= 1
         dealt = np.concatenate([self._deal(e) for e in range(first, epoch + 1)])
         dealt = dealt[start - self._dealt_before(first) :][: stop - start]
-        groups = [np.flatnonzero(self._is_portrait(dealt) == portrait) for portrait in (False, True)]
-        whole = [len(group) // self.batch_size * self.batch_size for group in groups]
-        parts = [group[:end] for group, end in zip(groups, whole, strict=True)]
-        parts += [group[end:] for group, end in zip(groups, whole, strict=True)]
-        batches = np.concatenate(parts).reshape(-1, self.batch_size)
-        order = self._rng(_OF_BATCHES, epoch, 0).permutation(len(batches))
+        rng = self._rng(_OF_BATCHES, epoch, 0)
+        pool = np.arange(len(dealt)) // (_SORTED_BATCHES * self.batch_size)
+        aspects = np.log2(self._aspects_of(dealt)) + rng.uniform(0, _ASPECT_NOISE, len(dealt))
+        batches = np.lexsort((aspects, pool)).reshape(-1, self.batch_size)
+        order = rng.permutation(len(batches))
         return self._streams_in_order(dealt[batches[order].reshape(-1)])
 
     def _deal(self, epoch: int) -> NDArray[Any]:
@@ -172,12 +174,12 @@ class BatchPlan:
             part["index"], part["turn"] = records[low - turn * length : high - turn * length], turn
         return dealt
 
-    def _is_portrait(self, dealt: NDArray[Any]) -> NDArray[np.bool_]:
-        result = np.zeros(len(dealt), np.bool_)
-        for source, portrait in enumerate(self._portrait):
-            if portrait is not None:
+    def _aspects_of(self, dealt: NDArray[Any]) -> NDArray[np.float32]:
+        result = np.ones(len(dealt), np.float32)
+        for source, aspects in enumerate(self._aspects):
+            if aspects is not None:
                 own = dealt["source"] == source
-                result[own] = portrait[dealt["index"][own]]
+                result[own] = aspects[dealt["index"][own]]
         return result
 
     def _streams_in_order(self, dealt: NDArray[Any]) -> NDArray[Any]:
@@ -203,11 +205,11 @@ def _share(source: RecordSet | RecordStream, length: int | None, entry: SourceEn
     return Fraction(str(entry.weight)) * length
 
 
-def _portrait(source: RecordSet | RecordStream) -> NDArray[np.bool_] | None:
+def _aspects_in(source: RecordSet | RecordStream) -> NDArray[np.float32] | None:
     if not isinstance(source, RecordSet):
         return None
     sizes = (source.size(index) for index in range(len(source)))
-    return np.fromiter((size is not None and size[1] > size[0] for size in sizes), np.bool_, len(source))
+    return np.fromiter((size[0] / size[1] if size else 1.0 for size in sizes), np.float32, len(source))
 
 
 def rank_part(draws: Sequence[Draw], rank: int, world: int) -> list[Draw]:

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 import torch
 
 from ..records import DataError, Finding, Record, SourceEntry
-from ..shapes import CATEGORIES, UNSEEN_PAIRS, ShapesDataset, ShapesItem, Split, Task, category_name
+from ..shapes import CATEGORIES, UNSEEN_PAIRS, ShapesDataset, ShapesItem, Split, Task, category_name, scene_size
 
 DETECTION: Task = "detection"
 _OPTIONS = {"count": 10_000, "seed": 0, "width": 0, "height": 0}
@@ -61,9 +61,9 @@ class ShapesRecords:
         )
 
     def size(self, index: int) -> tuple[int, int] | None:
-        """Known where all scenes have one size."""
-        size = self.dataset.size
-        return size if isinstance(size, tuple) else None
+        """Without drawing it; the scene that stands in where an expression is wanting may have another."""
+        size, dataset = self.dataset.size, self.dataset
+        return size if isinstance(size, tuple) else scene_size(dataset.seed, index, split=dataset.split)
 
 
 def _grounding(index: int, item: ShapesItem) -> Record:

@@ -16,6 +16,7 @@ from .scene import (
     Split,
     category_name,
     generate_scene,
+    scene_size,
 )
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "expressions_prompt",
     "generate_scene",
     "referring_prompt",
+    "scene_size",
     "write_coco",
     "write_odvg",
 ]

@@ -138,7 +138,7 @@ def generate_scene(seed: int, index: int, *, split: Split = "train", size: tuple
         raise ValueError(f"split must be one of {', '.join(SPLIT_CODES)}, not {split!r}")
     if size is not None and min(size) < MIN_SIDE:
         raise ValueError(f"a side of a scene has at least {MIN_SIDE} pixels, not {min(size)}")
-    rng = np.random.default_rng([seed, index, SPLIT_CODES[split], 0])
+    rng = _rng_of(seed, index, split)
     width, height = size or _draw_size(rng)
     table = _Table(width, height)
     count = 1 + int(MAX_OBJECTS * rng.random() ** 1.25)
@@ -148,6 +148,15 @@ def generate_scene(seed: int, index: int, *, split: Split = "train", size: tuple
     for sprite, (x, y) in table.sprites:
         image.paste(sprite.pixels, (x, y), sprite.alpha)
     return Scene(add_noise(image, rng), tuple(table.objects), split, seed, index)
+
+
+def scene_size(seed: int, index: int, *, split: Split = "train") -> tuple[int, int]:
+    """(width, height) of the scene that `generate_scene` draws in a size of its own choice."""
+    return _draw_size(_rng_of(seed, index, split))
+
+
+def _rng_of(seed: int, index: int, split: Split) -> np.random.Generator:
+    return np.random.default_rng([seed, index, SPLIT_CODES[split], 0])
 
 
 def _draw_size(rng: np.random.Generator) -> tuple[int, int]:
