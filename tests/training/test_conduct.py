@@ -170,6 +170,19 @@ def test_mistakes_stop_before_the_first_step(tmp_path: Path, assignment: str, me
     assert not os.path.exists(tmp_path / "run" / "metrics.jsonl")
 
 
+def test_what_is_odd_in_the_data_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A class that never occurs, and a box outside its picture; not that ids have gaps."""
+    write_recipe(tmp_path)
+    path = tmp_path / "data" / "annotations.json"
+    document = json.loads(path.read_text())
+    document["categories"].append({"id": 900, "name": "unicorn"})
+    document["annotations"][0]["bbox"][2] = 10_000
+    path.write_text(json.dumps(document))
+    run(tmp_path, "max_steps=1")
+    said = capsys.readouterr().out
+    assert "unused category" in said and "outside box" in said and "gapped" not in said
+
+
 def test_memory_does_not_grow(tmp_path: Path) -> None:
     """Of 60 steps at mixed sizes the last ten hold little more than the tenth to the twentieth."""
     run(tmp_path, "max_steps=60", "batch_size=2", "save_every=1000")

@@ -34,6 +34,7 @@ from .states import step_name
 REPORT_FILE = "report.json"
 LARGEST_SKIPPED_SHARE = 0.01
 MAIN_METRICS = ("AP", "R@1")
+NOT_SAID = ("gapped ids", "crowd", "no boxes")
 PICTURES_SHOWN, SCORE_SHOWN = 4, 0.3
 
 Scores = dict[str, float]
@@ -71,14 +72,14 @@ def run_recipe(recipe: Recipe, *, resume: bool = False) -> Report:
             known before the first step is raised before it.
         StateError: the disk is full; the last state is intact.
     """
-    return Conductor(Run(recipe, resume=resume)).run()
+    return Conductor(Run(recipe, resume=resume)).conduct()
 
 
 class Conductor:
     """The actions of a run between its steps."""
 
     def __init__(self, run: Run) -> None:
-        self.run_ = run
+        self.run = run
         self.recipe = run.recipe
         self.folder = run.folder
         self.is_main = run.accelerator.is_main_process
@@ -92,9 +93,13 @@ class Conductor:
         self.progress = Progress(run.accelerator, self.folder.path, run.max_steps, run.first_step)
         if run.note:
             self.progress.say(run.note)
+        for records in (*run.data.train, *run.data.eval.values(), *run.data.keep.values()):
+            kinds = dict.fromkeys(finding.kind for finding in records.findings if finding.kind not in NOT_SAID)
+            if kinds:
+                self.progress.say(f"{records.name}: {', '.join(kinds)}; `hf-grounding-dino validate` says where")
 
     def _write_data_facts(self) -> None:
-        data, recipe = self.run_.data, self.recipe
+        data, recipe = self.run.data, self.recipe
         facts = [
             set_facts(records, "train", dataclasses.asdict(entry))
             for records, entry in zip(data.train, recipe.train, strict=True)
@@ -104,9 +109,9 @@ class Conductor:
                 facts.append(dataclasses.replace(set_facts(records, role, dataclasses.asdict(entry)), name=name))
         write_data_facts(self.folder.path, facts)
 
-    def run(self) -> Report:
+    def conduct(self) -> Report:
         """Train, measure and save."""
-        run, recipe, accelerator = self.run_, self.recipe, self.run_.accelerator
+        run, recipe, accelerator = self.run, self.recipe, self.run.accelerator
         if not run.before:
             run.before = self._measure(self._model(), run.data.eval | run.data.keep)
             self._log(0, run.before)
@@ -135,13 +140,13 @@ class Conductor:
         return report
 
     def _model(self) -> GroundingDinoForObjectDetection:
-        return self.run_.saved.build(self.run_.trainee)
+        return self.run.saved.build(self.run.trainee)
 
     def _measure(self, model: GroundingDinoForObjectDetection, sets: Mapping[str, RecordSet]) -> Scores:
         scores: Scores = {}
-        with self.progress.watch.measure("evaluation"), self.run_.accelerator.autocast():
+        with self.progress.watch.measure("evaluation"), self.run.accelerator.autocast():
             for name, records in sets.items():
-                found = evaluate_records(model, self.run_.processor, records, limit=self.recipe.evaluate_pictures)
+                found = evaluate_records(model, self.run.processor, records, limit=self.recipe.evaluate_pictures)
                 scores |= {f"{name}/{metric}": value for metric, value in found.items()}
         return scores
 
@@ -154,16 +159,16 @@ class Conductor:
 
     def save_state(self, step: int) -> None:
         """Write what is needed to go on."""
-        run = self.run_
+        run = self.run
         extra = {"best_step": run.best_step, "before": run.before, "step_scores": run.step_scores}
         self.folder.save_state(run.accelerator, step, extra)
 
     def evaluate(self, step: int) -> None:
         """Measure the model of this moment, and keep it where it is the best so far."""
-        self._evaluate(self._model(), step, self.run_.data.eval)
+        self._evaluate(self._model(), step, self.run.data.eval)
 
     def _evaluate(self, model: GroundingDinoForObjectDetection, step: int, sets: Mapping[str, RecordSet]) -> Scores:
-        run = self.run_
+        run = self.run
         scores = self._measure(model, sets)
         self._log(step, scores)
         score = main_score(scores, run.data.eval)
@@ -182,26 +187,26 @@ class Conductor:
     def _save_model(self, model: GroundingDinoForObjectDetection, name: str, step: int) -> None:
         def save(folder: Path) -> None:
             model.save_pretrained(folder)
-            self.run_.processor.save_pretrained(folder)
+            self.run.processor.save_pretrained(folder)
             (folder / STEP_FILE).write_text(json.dumps({"step": step}))
 
         if self.is_main:
             self.folder.save_model(save, name)
-        self.run_.accelerator.wait_for_everyone()
+        self.run.accelerator.wait_for_everyone()
 
     def show_pictures(self, step: int) -> None:
         """Draw what the model finds beside what is there, in `pictures/`."""
         self._draw(self._model(), self.folder.path / "pictures" / f"{step_name(step)}.png")
 
     def _draw(self, model: GroundingDinoForObjectDetection, path: Path) -> None:
-        data = self.run_.data
+        data = self.run.data
         shown = [records for records in [*data.eval.values(), *data.train] if isinstance(records, RecordSet)]
         if self.is_main and shown:
             records = shown[0]
             drawings = list(islice(self._drawings(model, records), PICTURES_SHOWN))
             path.parent.mkdir(exist_ok=True)
             snapshot_sheet(drawings).save(path)
-        self.run_.accelerator.wait_for_everyone()
+        self.run.accelerator.wait_for_everyone()
 
     def _drawings(self, model: GroundingDinoForObjectDetection, records: RecordSet) -> Iterator[Image.Image]:
         """What is found beside what is there, for every picture that can be read."""
@@ -214,7 +219,7 @@ class Conductor:
             names = list(phrases(record)) if record.caption is not None else list(records.label_names)
             with torch.inference_mode():
                 found = detect(
-                    model, self.run_.processor, [image], names, threshold=SCORE_SHOWN, one_label_per_box=True
+                    model, self.run.processor, [image], names, threshold=SCORE_SHOWN, one_label_per_box=True
                 )[0]
             truth = [names[i] for i in record.labels.tolist()] if record.labels is not None else phrase_of_boxes(record)
             yield beside_truth(
@@ -230,7 +235,7 @@ class Conductor:
         Raises:
             DataError: they are more than one in a hundred.
         """
-        run = self.run_
+        run = self.run
         for picture in skipped:
             if picture.where not in run.skipped:
                 run.skipped[picture.where] = picture
@@ -242,7 +247,7 @@ class Conductor:
 
     def finish(self, steps: int) -> Scores:
         """Save the last model, and unless a signal hurries, measure it and draw what there is to see."""
-        run, model = self.run_, self._model()
+        run, model = self.run, self._model()
         stopped = steps < run.max_steps
         after = {} if stopped else self._evaluate(model, steps, run.data.eval | run.data.keep)
         self._save_model(model, "last", steps)
@@ -266,7 +271,7 @@ class Conductor:
             self.progress.say(f"not published: {' '.join(str(error).split())}; try again with: {again}")
 
     def _report(self, steps: int, seconds: float, shares: Mapping[str, float], after: Scores) -> Report:
-        run = self.run_
+        run = self.run
         names = tuple(f"{name}/" for name in run.data.keep)
         falls = {name: run.before[name] - score for name, score in after.items() if name.startswith(names)}
         report = Report(
