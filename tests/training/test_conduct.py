@@ -53,15 +53,15 @@ def test_a_run_leaves_models_metrics_pictures_and_a_report(tmp_path: Path) -> No
 
 
 def test_sets_of_one_name_are_told_apart(tmp_path: Path) -> None:
-    """Two files called annotations.json, in `data/` and in a copy of it."""
+    """Two files called annotations.json, each in a folder called data."""
     recipe = write_recipe(tmp_path)
-    other = tmp_path / "other"
-    other.mkdir()
+    other = tmp_path / "other" / "data"
+    other.mkdir(parents=True)
     (other / "annotations.json").write_text((tmp_path / "data" / "annotations.json").read_text())
     entries = [f"{{format: coco, annotations: {p}/annotations.json, images: {tmp_path}/data/images}}"
                for p in (tmp_path / "data", other)]  # fmt: skip
     report = run_recipe(read_recipe(str(recipe), ["max_steps=1", f"eval=[{', '.join(entries)}]"]))
-    assert {name.split("/")[0] for name in report.after} == {"annotations", "annotations 2"}
+    assert {name.split("/")[0] for name in report.after} == {"data", "data 2"}
 
 
 def test_what_was_lost_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,7 +130,7 @@ class SourceEntry:
     label_map: a JSON file {"0": "person", ...} (ODVG detection), one that gives words for names {"tv": "television"}
         (COCO), a text file with a name a line, or a data.yaml (YOLO).
     split: of "datasets" and of folders that have several; left out, "train".
-    name: for people; left out, made of the file's name.
+    name: for people; left out, see `set_name`.
     weight: how often an epoch takes each record: 1 once, 0.5 half of them, other halves in later epochs, 2 twice.
     epoch_size: instead of `weight`, how many records an epoch takes.
     streaming: of "datasets", read from the beginning instead of at any position.
@@ -145,6 +145,14 @@ class SourceEntry:
     weight: float = 1.0
     epoch_size: int | None = None
     streaming: bool = False
+
+
+_NAMELESS = {"annotations", "_annotations.coco", "annotation", "data", "instances", "labels", "metadata"}
+
+
+def set_name(entry: SourceEntry, file: Path) -> str:
+    """What a set is called: as the entry says, or as its file, or as the folder where all files are called alike."""
+    return entry.name or (file.absolute().parent.name if file.stem.lower() in _NAMELESS else file.stem)
 
 
 @dataclass(frozen=True)

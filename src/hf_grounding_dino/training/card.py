@@ -105,7 +105,9 @@ def _summary(facts: CardFacts) -> str:
 
 
 def _usage(facts: CardFacts) -> list[str]:
-    names = [label for one in facts.sets for label in one.labels][:_SNIPPET_LABELS] or list(_PLACEHOLDER_LABELS)
+    names = list(dict.fromkeys(label for one in facts.sets for label in one.labels))[:_SNIPPET_LABELS] or list(
+        _PLACEHOLDER_LABELS
+    )
     model = repr(facts.repo_id or f"./{facts.name}").replace("'", '"')
     labels = "[" + ", ".join('"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"' for name in names) + "]"
     stock = f"""```python

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..records import DataError, SourceEntry
+from ..records import DataError, SourceEntry, set_name
 from .common import (
     FindingLog,
     ImageFolder,
@@ -55,7 +55,7 @@ def read(entry: SourceEntry) -> PackedRecords:
     note_without_boxes(packer.without_boxes, len(packer), str(path), log)
     refuse_useless(len(packer), packer.num_boxes, str(path), log)
     note_unused(tuple(categories.values()), packer.label_counts(len(names)), str(path), log)
-    name = entry.name or path.stem
+    name = set_name(entry, path)
     return packer.finish(name, folder.root, log.findings, label_names=names, category_ids=tuple(categories))
 
 

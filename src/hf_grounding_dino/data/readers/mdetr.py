@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..records import SourceEntry
+from ..records import SourceEntry, set_name
 from .captions import Caption, checked_spans, strip_caption
 from .coco import area_of, images_with_annotations, is_crowd, listed_picture, note_crowd
 from .common import (
@@ -47,7 +47,7 @@ def read(entry: SourceEntry) -> PackedRecords:
     note_crowd(packer, str(path), log)
     note_without_boxes(packer.without_boxes, len(packer), str(path), log)
     refuse_useless(len(packer), packer.num_boxes, str(path), log)
-    return packer.finish(entry.name or path.stem, folder.root, log.findings)
+    return packer.finish(set_name(entry, path), folder.root, log.findings)
 
 
 def _add(

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..records import DataError, Finding, Record, SourceEntry
+from ..records import DataError, Finding, Record, SourceEntry, set_name
 from .captions import checked_spans, phrase_spans, strip_caption
 from .common import (
     FindingLog,
@@ -59,7 +59,7 @@ def read(entry: SourceEntry) -> OdvgRecords:
     if kind == "detection":
         note_unused(labels.written, scan.label_counts, str(path), log)
     return OdvgRecords(
-        name=entry.name or path.stem,
+        name=set_name(entry, path),
         label_names=labels.names,
         category_ids=tuple(labels.positions),
         findings=log.findings,
