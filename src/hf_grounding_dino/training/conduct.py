@@ -90,7 +90,7 @@ class Conductor:
             (self.folder.path / RECIPE_FILE).write_text(as_yaml(run.recipe))
             self._write_data_facts()
         run.accelerator.init_trackers(self.folder.path.name)
-        self.progress = Progress(run.accelerator, self.folder.path, run.max_steps, run.first_step)
+        self.progress = Progress(run.accelerator, self.folder.metrics, run.max_steps, run.first_step)
         if run.note:
             self.progress.say(run.note)
         for records in (*run.data.train, *run.data.eval.values(), *run.data.keep.values()):

@@ -15,7 +15,6 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-METRICS_FILE = "metrics.jsonl"
 GIGABYTE = 1024**3
 
 
@@ -44,17 +43,17 @@ class Progress:
     """Means of what was added since the last line: one JSON object a line, a bar for people, the trackers.
 
     Args:
-        folder: of the run.
+        metrics: the file that lines are added to.
         max_steps: of the run, for the bar.
         first_step: steps done before.
     """
 
-    def __init__(self, accelerator: Accelerator, folder: Path, max_steps: int, first_step: int) -> None:
+    def __init__(self, accelerator: Accelerator, metrics: Path, max_steps: int, first_step: int) -> None:
         self.accelerator = accelerator
-        self.path = folder / METRICS_FILE
+        self.path = metrics
         self.enabled = accelerator.is_main_process
         self.watch = Stopwatch()
-        self.started = self._since = time.perf_counter()
+        self._since = time.perf_counter()
         self._sums: dict[str, Tensor] = {}
         self._count = 0
         self.bar = tqdm(

@@ -112,7 +112,9 @@ class Run:
         samplers = [PromptSampler(s.label_names, self.processor.tokenizer, recipe.prompts) for s in self.data.train]
         if recipe.augmentation is None:
             return TrainingSet(self.data.train, samplers)
-        edges = (image_processor.size["shortest_edge"], image_processor.size["longest_edge"])
+        edges = (image_processor.size.get("shortest_edge"), image_processor.size.get("longest_edge"))
+        if None in edges:
+            raise OptionError("the processor of the model does not resize by the shortest edge: set augmentation=null")
         return TrainingSet(self.data.train, samplers, Augmentation(recipe.augmentation.scaled(*edges)))
 
     def _trainee(self, start: Start) -> tuple[Trainee, SavedModel]:
