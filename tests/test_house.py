@@ -44,6 +44,7 @@ STAGES = [
     "passage",
     "objective",
     "modeling_grounding_dino",
+    "thresholds",
     "vocabulary",
     "pipeline",
     "registration",

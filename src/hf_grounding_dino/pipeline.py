@@ -18,6 +18,7 @@ from .configuration_grounding_dino import as_own_config
 from .modeling_grounding_dino import GroundingDinoForObjectDetection
 from .post_processing import Detections
 from .processing_grounding_dino import GroundingDinoProcessor
+from .thresholds import CALIBRATED, Thresholds, above_thresholds, threshold_per_label
 from .vocabulary import PROMPT_TOKENS, Chunking, Scoring, detect
 
 DEFAULT_THRESHOLD = 0.1
@@ -69,7 +70,9 @@ class GroundingDinoPipeline(ZeroShotObjectDetectionPipeline):
                 list, a dataset or a generator of either.
             candidate_labels: a list of labels, or one string of labels parted by commas; for a list of pictures also
                 one list of labels a picture. Dicts have their own.
-            **kwargs: `threshold` (0.1): the least score, exclusive. `top_k`: the most detections of a picture.
+            **kwargs: `threshold` (0.1): the least score, exclusive; one for all, one for each label as a list or a
+                mapping, or "calibrated" for those that `calibrate` has put beside the model (scored by "mean", which
+                they are for). `top_k`: the most detections of a picture.
                 `nms`: of two boxes of one label that overlap by more (IoU), keep the better. `batch_size` (1):
                 pictures that run together. `timeout`: of URLs, in seconds. `scoring`: see `vocabulary.detect`;
                 here it is "max". `chunk_tokens`, `chunk_labels`, `chunk_batch`: see `vocabulary.Chunking`.
@@ -135,30 +138,35 @@ class GroundingDinoPipeline(ZeroShotObjectDetectionPipeline):
     def _forward(  # type: ignore[override]
         self,
         batch: Any,
-        threshold: float = DEFAULT_THRESHOLD,
-        scoring: Scoring = "max",
+        threshold: Any = DEFAULT_THRESHOLD,
+        scoring: Scoring | None = None,
         nms: float | None = None,
         chunk_tokens: int | None = PROMPT_TOKENS,
         chunk_labels: int | None = None,
         chunk_batch: int = 4,
     ) -> list[Detections]:
+        if threshold == CALIBRATED:
+            threshold = Thresholds.from_pretrained(self.model.name_or_path or "")
+        if scoring is None:
+            scoring = "mean" if isinstance(threshold, Thresholds) else "max"
         same_labels: dict[tuple[str, ...], list[int]] = {}
         for row, item in enumerate(batch):
             same_labels.setdefault(tuple(item["labels"]), []).append(row)
         found: dict[int, Detections] = {}
         for labels, rows in same_labels.items():
+            least = threshold_per_label(threshold, labels)
             results = detect(
                 cast(GroundingDinoForObjectDetection, self.model),
                 cast(GroundingDinoProcessor, self.processor),
                 [batch[row]["image"] for row in rows],
                 labels,
-                threshold=threshold,
+                threshold=min(least),
                 top_k=None,
                 scoring=scoring,
                 nms_threshold=nms,
                 chunking=Chunking(chunk_tokens, chunk_labels, chunk_batch),
             )
-            found |= zip(rows, results, strict=True)
+            found |= zip(rows, (above_thresholds(result, least) for result in results), strict=True)
         return [found[row] for row in range(len(batch))]
 
     def postprocess(self, found: Detections, top_k: int | None = None) -> list[Found]:  # type: ignore[override]
@@ -213,6 +221,7 @@ def _own_model(model: Any) -> GroundingDinoForObjectDetection:
     heads = model.bbox_embed
     if len(heads) > 1 and _first(heads[0]) is _first(heads[1]) and not twin.config.decoder_bbox_embed_share:
         raise ValueError(f"This version of transformers has one box head for all layers of {name}: {_LOAD_HERE}.")
+    twin.name_or_path = model.name_or_path
     twin.to(model.device)  # type: ignore[arg-type]
     return twin
 

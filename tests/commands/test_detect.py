@@ -33,6 +33,7 @@ from hf_grounding_dino.data.shapes import VOCABULARY
 from hf_grounding_dino.data.tokenizer import build_tokenizer
 from hf_grounding_dino.image_processing_grounding_dino import GroundingDinoImageProcessor
 from hf_grounding_dino.processing_grounding_dino import GroundingDinoProcessor
+from hf_grounding_dino.thresholds import Thresholds
 from tiny import FAMILIES, tiny_model
 
 SOURCE = Path(hf_grounding_dino.__file__).parent
@@ -468,3 +469,22 @@ def test_module_and_script(
     assert end.value.code == 1
     assert one_line(capsys) == "b.png: no such file"
     assert written() == ["a.json", "a.png"]
+
+
+# --- thresholds beside the model ---------------------------------------------------------------------------------
+
+
+def test_calibrated_thresholds(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each label is kept above its own: all of one whose threshold is 0, none of one whose threshold is 1."""
+    own = here / "model"
+    shutil.copytree(model, own)
+    image = str(picture(here / "a.png"))
+    calibrated = ["--threshold", "calibrated", "--model", str(own)]
+    assert main(["detect", image, "--labels", "cat, remote control", *calibrated]) == 2
+    assert "thresholds.json" in one_line(capsys)
+    Thresholds(1.0, {"cat": 0.0}).write(own)
+    assert main(["detect", image, "--labels", "cat, remote control", *calibrated]) == 0
+    capsys.readouterr()
+    assert {detection["label"] for detection in found("a.json")} == {"cat"}
+    assert main(["detect", image, "--caption", "a cat", *calibrated]) == 2
+    assert one_line(capsys) == "calibrated thresholds are for --labels, not for a --caption"

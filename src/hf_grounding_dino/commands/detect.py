@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     from hf_grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
     from hf_grounding_dino.processing_grounding_dino import GroundingDinoProcessor
     from hf_grounding_dino.prompts import PromptText
+    from hf_grounding_dino.thresholds import Thresholds
 
 DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT_THRESHOLD = 0.25
+CALIBRATED = "calibrated"
 
 # --- the detector ------------------------------------------------------------------------------------------------
 
@@ -47,7 +49,7 @@ class Detector:
         *,
         labels: Sequence[str] | None = None,
         caption: str | None = None,
-        threshold: float = DEFAULT_THRESHOLD,
+        threshold: float | Thresholds = DEFAULT_THRESHOLD,
     ) -> list[Detection]:
         """Find what the labels, or the phrases of the caption, name in a picture.
 
@@ -55,7 +57,7 @@ class Detector:
             image: whatever `read_picture` reads.
             labels: what to look for; each detection is called by one of these.
             caption: a sentence to look for instead; a detection is called by the words that are found in it.
-            threshold: the least score, in [0, 1], exclusive.
+            threshold: the least score, in [0, 1], exclusive; or one for each label, for labels alone.
 
         Returns:
             The detections, best first, with boxes in whole pixels of the upright picture.
@@ -68,6 +70,8 @@ class Detector:
 
         prompt = one_prompt(labels, caption)
         picture = read_picture(image)
+        if not isinstance(threshold, float | int):
+            return self._detect_calibrated(picture, prompt, threshold)
         inputs = self.processor(images=picture, text=prompt if isinstance(prompt, str) else [prompt])
         inputs = inputs.to(self.model.device, self.model.dtype)
         with torch.inference_mode():
@@ -79,9 +83,22 @@ class Detector:
             target_sizes=[(picture.height, picture.width)],
             text_labels=None if isinstance(prompt, str) else [prompt],
         )
-        rows = zip(found["scores"].tolist(), found["text_labels"], found["boxes"].int().tolist(), strict=True)
-        detections = [Detection(score=score, label=label, box=_box(*corners)) for score, label, corners in rows]
-        return sorted(detections, key=certainty, reverse=True)
+        return _detections(found)
+
+    def _detect_calibrated(self, picture: Image.Image, prompt: PromptText, thresholds: Thresholds) -> list[Detection]:
+        from hf_grounding_dino.thresholds import above_thresholds
+        from hf_grounding_dino.vocabulary import detect
+
+        if isinstance(prompt, str):
+            raise ValueError("Calibrated thresholds are for labels, not for a caption.")
+        (found,) = detect(self.model, self.processor, picture, prompt)
+        return _detections(above_thresholds(found, thresholds.of(prompt)))
+
+
+def _detections(found: dict[str, Any]) -> list[Detection]:
+    rows = zip(found["scores"].tolist(), found["text_labels"], found["boxes"].int().tolist(), strict=True)
+    detections = [Detection(score=score, label=label, box=_box(*corners)) for score, label, corners in rows]
+    return sorted(detections, key=certainty, reverse=True)
 
 
 def _box(xmin: int, ymin: int, xmax: int, ymax: int) -> Box:
@@ -163,7 +180,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", default=str(NANO), help="a folder, or the name of a repo on the Hub; by default the one that ships"
     )
     parser.add_argument(
-        "--threshold", type=_share, default=DEFAULT_THRESHOLD, help="the least score, from 0 to 1 (%(default)s)"
+        "--threshold",
+        type=_share,
+        default=DEFAULT_THRESHOLD,
+        help='the least score, from 0 to 1 (%(default)s), or "calibrated" for what `calibrate` put beside the model',
     )
     parser.add_argument(
         "--output",
@@ -176,7 +196,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="what to compute in (%(default)s)")
 
 
-def _share(text: str) -> float:
+def _share(text: str) -> float | str:
+    if text == CALIBRATED:
+        return text
     try:
         value = float(text)
     except ValueError:
@@ -203,20 +225,21 @@ def run(arguments: argparse.Namespace) -> int:
     with quiet_libraries():
         detector = load_detector(arguments.model, arguments.device, arguments.dtype)
         _check_prompt(prompt, detector)
+        threshold = _threshold(arguments, prompt)
         for problem in problems:
             complain(problem)
-        failed = _detect_in_all(sources, prompt, detector, arguments)
+        failed = _detect_in_all(sources, prompt, detector, threshold, arguments.output)
     if failed == len(sources):
         return 2
     return 1 if failed or problems else 0
 
 
 def _detect_in_all(
-    sources: Sequence[str], prompt: PromptText, detector: Detector, arguments: argparse.Namespace
+    sources: Sequence[str], prompt: PromptText, detector: Detector, threshold: float | Thresholds, output: Path
 ) -> int:
     """Write and print the results of every picture; how many could not be read."""
     failed = 0
-    results = name_results(sources, arguments.output)
+    results = name_results(sources, output)
     # Shown on a terminal only: in a log the bar would stand between the lines.
     for source in tqdm(sources, unit="picture", disable=True if len(sources) == 1 else None):
         try:
@@ -226,9 +249,9 @@ def _detect_in_all(
             failed += 1
             continue
         labels, caption = (None, prompt) if isinstance(prompt, str) else (prompt, None)
-        detections = detector.detect(picture, labels=labels, caption=caption, threshold=arguments.threshold)
+        detections = detector.detect(picture, labels=labels, caption=caption, threshold=threshold)
         drawing = draw_detections(picture, detections, labels or ())
-        target = arguments.output / f"{results[source]}.png"
+        target = output / f"{results[source]}.png"
         write_file(target, _png(drawing))
         text = json.dumps(detections, indent=2, ensure_ascii=False) + "\n"
         write_file(target.with_name(f"{results[source]}.json"), text.encode())
@@ -256,6 +279,19 @@ def parse_labels(texts: Iterable[str]) -> list[str]:
     if not labels:
         raise UserError("no labels: give at least one label to look for")
     return list(labels)
+
+
+def _threshold(arguments: argparse.Namespace, prompt: PromptText) -> float | Thresholds:
+    from hf_grounding_dino.thresholds import Thresholds
+
+    if arguments.threshold != CALIBRATED:
+        return float(arguments.threshold)
+    if isinstance(prompt, str):
+        raise UserError("calibrated thresholds are for --labels, not for a --caption")
+    try:
+        return Thresholds.from_pretrained(arguments.model)
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(error) from error
 
 
 def _requested_prompt(arguments: argparse.Namespace) -> PromptText:

@@ -1,0 +1,103 @@
+"""Thresholds per label: in the file beside a model, and in the pipeline."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import pipeline
+
+from hf_grounding_dino import GroundingDinoPipeline
+from hf_grounding_dino.assets import DEMO_PICTURE, NANO
+from hf_grounding_dino.thresholds import THRESHOLDS_FILE, Thresholds, threshold_per_label
+
+LABELS = ["red circle", "blue square", "green star"]
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    written = Thresholds(0.3, {"Cat": 0.25, "dog ": 0.5}, "500 pictures")
+    written.write(tmp_path)
+    assert Thresholds.from_pretrained(tmp_path) == written == Thresholds.read(tmp_path / THRESHOLDS_FILE)
+    assert written.of(["cat", " DOG", "bird"]) == [0.25, 0.5, 0.3]
+    assert [path.name for path in tmp_path.iterdir()] == [THRESHOLDS_FILE]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not a file of thresholds"),
+        ("[]", "not a file of thresholds"),
+        ("{}", "default"),
+        ('{"default": 2}', "'default' is 2, not a number from 0 to 1"),
+        ('{"default": 0.3, "labels": {"cat": "high"}}', "'cat' is 'high'"),
+        ('{"default": 0.3, "labels": {"cat": NaN}}', "'cat' is nan"),
+    ],
+)
+def test_a_file_that_is_none_is_named(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / THRESHOLDS_FILE).write_text(content)
+    with pytest.raises(ValueError, match=message) as refusal:
+        Thresholds.from_pretrained(tmp_path)
+    assert THRESHOLDS_FILE in str(refusal.value)
+
+
+def test_a_model_without_thresholds_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"thresholds\.json"):
+        Thresholds.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "expected"),
+    [
+        (0.2, [0.2, 0.2, 0.2]),
+        ([0.1, 0.2, 0.3], [0.1, 0.2, 0.3]),
+        (dict(zip(LABELS, (0.3, 0.2, 0.1), strict=True)), [0.3, 0.2, 0.1]),
+        (Thresholds(0.5, {"BLUE square": 0.4}), [0.5, 0.4, 0.5]),
+    ],
+)
+def test_all_forms_give_one_threshold_a_label(threshold: Any, expected: list[float]) -> None:
+    assert threshold_per_label(threshold, LABELS) == expected
+
+
+@pytest.mark.parametrize(
+    ("threshold", "message"),
+    [
+        ([0.1, 0.2], "2 thresholds for 3 labels"),
+        ({"red circle": 0.1}, "no threshold for 'blue square'"),
+        ("high", "'high' is not a number"),
+        (None, "None is not a number"),
+        ([0.1, 0.2, float("nan")], "nan is not a number"),
+    ],
+)
+def test_what_is_no_threshold_is_refused(threshold: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        threshold_per_label(threshold, LABELS)
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "nano"
+    shutil.copytree(NANO, folder)
+    return folder
+
+
+def test_the_pipeline_keeps_each_label_above_its_own(calibrated: Path) -> None:
+    pipe = pipeline("zero-shot-object-detection", str(calibrated), pipeline_class=GroundingDinoPipeline)
+    picture = str(DEMO_PICTURE)
+    labels = sorted({row["label"] for row in pipe(picture, candidate_labels=["circle", "square", "star"])})
+    assert len(labels) > 1
+    least = [0.4 + 0.2 * i for i in range(len(labels))]
+    for scoring in ("max", "mean"):
+        every = pipe(picture, candidate_labels=labels, threshold=0.01, scoring=scoring)
+        expected = [row for row in every if row["score"] > least[labels.index(row["label"])]]
+        assert 0 < len(expected) < len(every)
+        assert pipe(picture, candidate_labels=labels, threshold=least, scoring=scoring) == expected
+
+    with pytest.raises(FileNotFoundError, match="thresholds"):
+        pipe(picture, candidate_labels=labels, threshold="calibrated")
+    Thresholds(0.9, dict(zip(labels, least, strict=True))).write(calibrated)
+    assert pipe(picture, candidate_labels=labels, threshold="calibrated") == expected
+    content = json.loads((calibrated / THRESHOLDS_FILE).read_text())
+    assert content["scoring"] == "mean"
