@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from hf_grounding_dino.data.shapes import (
     detection_prompt,
     expressions_prompt,
     generate_scene,
+    places_prompt,
     referring_prompt,
 )
 from hf_grounding_dino.data.shapes.drawing import Look, draw_sprite
@@ -315,8 +317,35 @@ class TestReferring:
         assert min(counts) == 1
         assert max(counts) == 12
 
+    @pytest.mark.parametrize("axes", [(0, 1), (0,), (1,)])
+    def test_places_are_true_and_of_like_objects(self, axes: tuple[int, ...]) -> None:
+        """Each is of one group, so only its place says which of them it means; both ends of an axis are asked for."""
+        words = {0: ("left", "right"), 1: ("top", "bottom", "upper", "lower", "highest", "lowest")}
+        said, most = set(), 0
+        for scene, grounding in prompts(150, "train", partial(places_prompt, axes=axes)):
+            text = sentence(grounding)
+            assert grounding.spans is not None
+            for box, spans in zip(grounding.boxes, grounding.spans, strict=True):
+                for start, end in spans:
+                    assert expected_target(text[start : end + 1], scene)[1].box == box, text
+            axis_of = {axis for axis, some in words.items() if any(word in text for word in some)}
+            assert axis_of <= set(axes)
+            said |= axis_of
+            most = max(most, text.count("."))
+        assert said == set(axes)
+        assert most == 2 * len(axes)
+
+    def test_a_lone_object_has_no_place(self) -> None:
+        item = ShapeObject("ring", "red", "small", "filled", (10.0, 10.0, 30.0, 30.0))
+        other = ShapeObject("star", "blue", "large", "striped", (50.0, 50.0, 90.0, 90.0))
+        scene = Scene(Image.new("RGB", (100, 100)), (item, other), "train", 0, 0)
+        for seed in range(20):
+            found = places_prompt(scene, np.random.default_rng(seed))
+            assert found is None or "object" in str(found.text)
+
     def test_two_like_objects_at_one_place_allow_none(self) -> None:
         item = ShapeObject("ring", "red", "small", "filled", (10.0, 10.0, 30.0, 30.0))
         scene = Scene(Image.new("RGB", (100, 100)), (item, item), "train", 0, 0)
         assert referring_prompt(scene, np.random.default_rng(0)) is None
         assert expressions_prompt(scene, np.random.default_rng(0)) is None
+        assert places_prompt(scene, np.random.default_rng(0)) is None

@@ -18,6 +18,7 @@ from hf_grounding_dino.data.shapes import (
     write_coco,
     write_odvg,
 )
+from hf_grounding_dino.data.shapes import dataset as dataset_module
 
 
 class TestDataset:
@@ -66,7 +67,7 @@ class TestDataset:
         def picky(scene: Scene, rng: np.random.Generator) -> Grounding | None:
             return None if scene.objects == refused else referring_prompt(scene, rng)
 
-        monkeypatch.setattr("hf_grounding_dino.data.shapes.dataset.referring_prompt", picky)
+        monkeypatch.setitem(dataset_module._REFER, "referring", picky)
         dataset = ShapesDataset(1, task="referring")
         assert dataset[0]["image"].tobytes() == dataset.scene(0, spare=1).image.tobytes()
 
@@ -148,3 +149,14 @@ class TestFiles:
     def test_odvg_refuses_a_mixture(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="task"):
             write_odvg(tmp_path, count=1, seed=0, split="train", task="mixed")  # type: ignore[arg-type]
+
+
+def test_scenes_of_few_objects() -> None:
+    """`most_objects` cuts the number, whatever is asked for."""
+    for task in ("detection", "places", "across", "down"):
+        dataset = ShapesDataset(12, seed=1, task=task, most_objects=2)
+        assert all(len(item["boxes"]) <= 2 for item in (dataset[i] for i in range(12)))
+    assert max(len(dataset.scene(i).objects) for i in range(12)) == 2
+    assert max(len(ShapesDataset(12, seed=1).scene(i).objects) for i in range(12)) > 2
+    with pytest.raises(ValueError, match="most_objects must be from 1 to 12, not 13"):
+        ShapesDataset(1, most_objects=13)

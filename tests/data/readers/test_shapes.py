@@ -36,7 +36,7 @@ def test_pairs_that_are_held_out_are_no_labels_in_training() -> None:
     assert set(shapes("train").label_names) == set(CATEGORIES) - unseen
 
 
-@pytest.mark.parametrize("task", ["caption", "referring", "expressions", "mixed"])
+@pytest.mark.parametrize("task", ["caption", "referring", "expressions", "places", "mixed"])
 def test_words_stand_where_the_spans_say(task: str) -> None:
     """A list of labels or expressions becomes a caption of all of them."""
     records = shapes(f"train?count=8&task={task}&width=160&height=128")
@@ -53,7 +53,7 @@ def test_words_stand_where_the_spans_say(task: str) -> None:
         assert torch.equal(record.boxes, item["boxes"])
 
 
-@pytest.mark.parametrize("annotations", ["test", "val?task=guess", "val?size=3", "val?count=many"])
+@pytest.mark.parametrize("annotations", ["test", "val?task=guess", "val?size=3", "val?count=many", "val?objects=0"])
 def test_what_cannot_be_drawn_is_refused(annotations: str) -> None:
     with pytest.raises(DataError, match="shapes"):
         shapes(annotations)

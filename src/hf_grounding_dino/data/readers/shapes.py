@@ -9,10 +9,20 @@ from urllib.parse import parse_qsl
 import torch
 
 from ..records import DataError, Finding, Record, SourceEntry
-from ..shapes import CATEGORIES, UNSEEN_PAIRS, ShapesDataset, ShapesItem, Split, Task, category_name, scene_size
+from ..shapes import (
+    CATEGORIES,
+    MAX_OBJECTS,
+    UNSEEN_PAIRS,
+    ShapesDataset,
+    ShapesItem,
+    Split,
+    Task,
+    category_name,
+    scene_size,
+)
 
 DETECTION: Task = "detection"
-_OPTIONS = {"count": 10_000, "seed": 0, "width": 0, "height": 0}
+_OPTIONS = {"count": 10_000, "seed": 0, "width": 0, "height": 0, "objects": MAX_OBJECTS}
 _JOINT = ". "
 
 
@@ -86,7 +96,9 @@ def _grounding(index: int, item: ShapesItem) -> Record:
 
 
 def read(entry: SourceEntry) -> ShapesRecords:
-    """Describe scenes: `split?count=...&seed=...&task=...&width=...&height=...`, all but the split as wanted.
+    """Describe scenes: `split?count=...&seed=...&task=...&width=...&height=...&objects=...`, as far as wanted.
+
+    `objects` is the most that a scene has.
 
     Raises:
         DataError: an unknown split, task or option.
@@ -107,4 +119,15 @@ def read(entry: SourceEntry) -> ShapesRecords:
         numbers[name] = int(text)
     size = (numbers["width"], numbers["height"]) if numbers["width"] and numbers["height"] else None
     chosen: Any = split
-    return ShapesRecords(ShapesDataset(numbers["count"], seed=numbers["seed"], split=chosen, task=task, size=size))
+    try:
+        dataset = ShapesDataset(
+            numbers["count"],
+            seed=numbers["seed"],
+            split=chosen,
+            task=task,
+            size=size,
+            most_objects=numbers["objects"],
+        )
+    except ValueError as error:
+        raise DataError(f"shapes {entry.annotations}: {error}") from error
+    return ShapesRecords(dataset)

@@ -2,12 +2,21 @@
 
 from .dataset import ShapesDataset, ShapesItem, Task, write_coco, write_odvg
 from .drawing import Box
-from .language import VOCABULARY, Grounding, caption_prompt, detection_prompt, expressions_prompt, referring_prompt
+from .language import (
+    VOCABULARY,
+    Grounding,
+    caption_prompt,
+    detection_prompt,
+    expressions_prompt,
+    places_prompt,
+    referring_prompt,
+)
 from .phrases import Description
 from .scene import (
     CATEGORIES,
     COLORS,
     FILLS,
+    MAX_OBJECTS,
     SHAPES,
     SIZES,
     UNSEEN_PAIRS,
@@ -23,6 +32,7 @@ __all__ = [
     "CATEGORIES",
     "COLORS",
     "FILLS",
+    "MAX_OBJECTS",
     "SHAPES",
     "SIZES",
     "UNSEEN_PAIRS",
@@ -41,6 +51,7 @@ __all__ = [
     "detection_prompt",
     "expressions_prompt",
     "generate_scene",
+    "places_prompt",
     "referring_prompt",
     "scene_size",
     "write_coco",

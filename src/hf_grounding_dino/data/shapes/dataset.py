@@ -3,9 +3,10 @@
 import json
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Final, Literal, NotRequired, TypedDict
+from typing import Any, Final, Literal, NotRequired, TypedDict, get_args
 
 import numpy as np
 import torch
@@ -13,10 +14,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .language import Grounding, caption_prompt, detection_prompt, expressions_prompt, referring_prompt
-from .scene import CATEGORIES, SPLIT_CODES, Scene, Split, generate_scene
+from .language import Grounding, caption_prompt, detection_prompt, expressions_prompt, places_prompt, referring_prompt
+from .scene import CATEGORIES, MAX_OBJECTS, SPLIT_CODES, Scene, Split, generate_scene
 
-Task = Literal["mixed", "detection", "caption", "referring", "expressions"]
+Task = Literal["mixed", "detection", "caption", "referring", "expressions", "places", "across", "down"]
 FileTask = Literal["detection", "caption", "referring"]
 SizeOf = Callable[[int], tuple[int, int]]
 TaskOf = Callable[[int], Task]
@@ -26,7 +27,15 @@ ANNOTATION_FILE: Final = "annotations.json"
 ODVG_FILE: Final = "annotations.jsonl"
 LABEL_MAP_FILE: Final = "label_map.json"
 
-_TASKS: Final = ("mixed", "detection", "caption", "referring", "expressions")
+_TASKS: Final = get_args(Task)
+_REFER: Final[dict[str, Callable[..., Grounding | None]]] = {
+    "referring": referring_prompt,
+    "mixed": referring_prompt,
+    "expressions": expressions_prompt,
+    "places": places_prompt,
+    "across": partial(places_prompt, axes=(0,)),
+    "down": partial(places_prompt, axes=(1,)),
+}
 _DETECTION_SHARE: Final = 0.50
 _CAPTION_SHARE: Final = 0.15
 _SPARE_SCENES: Final = 50
@@ -54,7 +63,7 @@ class ShapesDataset(Dataset[ShapesItem]):
 
     The task "mixed" holds one half of label prompts, 15 % of captions and 35 % of referring expressions; a scene that
     allows no such expression gets a label prompt there, and gives way to a spare scene under the tasks "referring", one
-    expression an item, and "expressions", up to a dozen.
+    expression an item, "expressions", up to a dozen, and "places", the ends of a group of like objects.
     """
 
     def __init__(
@@ -65,6 +74,7 @@ class ShapesDataset(Dataset[ShapesItem]):
         split: Split = "train",
         task: Task | TaskOf = "mixed",
         size: tuple[int, int] | SizeOf | None = None,
+        most_objects: int = MAX_OBJECTS,
     ) -> None:
         """Describe the data set; scenes are drawn when they are asked for.
 
@@ -75,9 +85,10 @@ class ShapesDataset(Dataset[ShapesItem]):
             task: Kind of prompt, or a function from the item's position to it.
             size: (width, height) of all pictures in pixels, or a function from the item's position to it (one that
                 can be pickled, where worker processes load the data), or None for varied sizes.
+            most_objects: in a scene, from 1 to 12.
 
         Raises:
-            ValueError: a negative length or seed, an unknown split or task.
+            ValueError: a negative length or seed, an unknown split or task, or a number of objects out of range.
         """
         if length < 0 or seed < 0:
             raise ValueError(f"length and seed must be at least 0, not {length} and {seed}")
@@ -85,11 +96,14 @@ class ShapesDataset(Dataset[ShapesItem]):
             raise ValueError(f"split must be one of {', '.join(SPLIT_CODES)}, not {split!r}")
         if not callable(task) and task not in _TASKS:
             raise ValueError(f"task must be one of {', '.join(_TASKS)}, not {task!r}")
+        if not 1 <= most_objects <= MAX_OBJECTS:
+            raise ValueError(f"most_objects must be from 1 to {MAX_OBJECTS}, not {most_objects}")
         self.length = length
         self.seed = seed
         self.split: Split = split
         self.task = task
         self.size = size
+        self.most_objects = most_objects
 
     def __len__(self) -> int:
         """Number of items."""
@@ -110,7 +124,8 @@ class ShapesDataset(Dataset[ShapesItem]):
     def scene(self, index: int, spare: int = 0) -> Scene:
         """The scene of a position; `spare` above 0 gives the ones that stand in where it allows no expression."""
         size = self.size(index) if callable(self.size) else self.size
-        return generate_scene(self.seed, index + spare * _SPARE_STRIDE, split=self.split, size=size)
+        number = index + spare * _SPARE_STRIDE
+        return generate_scene(self.seed, number, split=self.split, size=size, most_objects=self.most_objects)
 
     def _grounded(self, index: int, rng: np.random.Generator) -> tuple[Scene, Grounding]:
         scene = self.scene(index)
@@ -120,7 +135,7 @@ class ShapesDataset(Dataset[ShapesItem]):
             return scene, detection_prompt(scene, rng)
         if task == "caption" or (task == "mixed" and share < _DETECTION_SHARE + _CAPTION_SHARE):
             return scene, caption_prompt(scene, rng)
-        refer = expressions_prompt if task == "expressions" else referring_prompt
+        refer = _REFER[task]
         grounding = refer(scene, rng)
         if task == "mixed":
             return scene, grounding or detection_prompt(scene, rng)

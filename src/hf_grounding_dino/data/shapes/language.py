@@ -15,10 +15,18 @@ from .phrases import (
     shuffled,
     with_article,
 )
-from .referring import expressions_prompt, referring_prompt
+from .referring import expressions_prompt, places_prompt, referring_prompt
 from .scene import ALL_PAIRS, COLORS, SEEN_PAIRS, SHAPES, Pair, Scene, ShapeObject, category_name
 
-__all__ = ["VOCABULARY", "Grounding", "caption_prompt", "detection_prompt", "expressions_prompt", "referring_prompt"]
+__all__ = [
+    "VOCABULARY",
+    "Grounding",
+    "caption_prompt",
+    "detection_prompt",
+    "expressions_prompt",
+    "places_prompt",
+    "referring_prompt",
+]
 
 _Phrase = tuple[str, tuple[int, ...]]
 

@@ -101,6 +101,22 @@ def expressions_prompt(scene: Scene, rng: np.random.Generator, *, most: int = 12
     return _sentences(list(expressions.items()), scene) if expressions else None
 
 
+def places_prompt(scene: Scene, rng: np.random.Generator, *, axes: Sequence[int] = (0, 1)) -> Grounding | None:
+    """The first and the last of a group of like objects, across (axis 0) and down (1); None where no place is clear.
+
+    Only the place tells these expressions apart, so that nothing else can be learned from them.
+    """
+    description, members = _group(scene, rng)
+    expressions: dict[str, int] = {}
+    if len(members) > 1:
+        for direction in _DIRECTIONS:
+            reach = _reach(scene, members, direction)
+            if direction.axis in axes and reach[0][0] - reach[1][0] >= POSITION_MARGIN:
+                forms = direction.superlatives + (direction.plain if len(members) == 2 else ())
+                expressions[pick(forms, rng).format(description.words())] = reach[0][1]
+    return _sentences(list(expressions.items()), scene) if expressions else None
+
+
 def _expression(scene: Scene, rng: np.random.Generator) -> _Found | None:
     draws = rng.exponential(1.0, len(_KINDS)) / [weight for _, weight in _KINDS]
     for kind in np.argsort(draws).tolist():
@@ -134,6 +150,11 @@ def _along(scene: Scene, item: int, direction: _Direction) -> float:
     return direction.sign * scene.objects[item].center[direction.axis] / side
 
 
+def _reach(scene: Scene, members: Sequence[int], direction: _Direction) -> list[tuple[float, int]]:
+    """How far out each object lies and which it is, the outermost first."""
+    return sorted(((_along(scene, i, direction), i) for i in members), reverse=True)
+
+
 def _by_attributes(scene: Scene, rng: np.random.Generator) -> _Found | None:
     """The fewest attributes that suffice, or any that do."""
     target = int(rng.integers(len(scene.objects)))
@@ -161,7 +182,7 @@ def _by_position(scene: Scene, rng: np.random.Generator) -> _Found | None:
     if len(members) < 2:
         return None
     direction = pick(_DIRECTIONS, rng)
-    reach = sorted(((_along(scene, i, direction), i) for i in members), reverse=True)
+    reach = _reach(scene, members, direction)
     if reach[0][0] - reach[1][0] < POSITION_MARGIN:
         return None
     # "On the left" also fits the second of three that lie there, so it needs a pair or a half for itself.

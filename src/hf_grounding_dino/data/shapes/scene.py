@@ -123,8 +123,15 @@ class Scene:
         return self.image.height
 
 
-def generate_scene(seed: int, index: int, *, split: Split = "train", size: tuple[int, int] | None = None) -> Scene:
-    """Draw the scene that belongs to (seed, index, split, size); equal arguments give equal pixels.
+def generate_scene(
+    seed: int,
+    index: int,
+    *,
+    split: Split = "train",
+    size: tuple[int, int] | None = None,
+    most_objects: int = MAX_OBJECTS,
+) -> Scene:
+    """Draw the scene that belongs to its arguments; equal arguments give equal pixels.
 
     `size` is (width, height) in pixels; None draws sides of 128 to 256 and an aspect of 2:3 to 3:2. "train" and "val"
     show the seen pairs only; in "unseen" about half of the objects, and at least one, are of an unseen pair.
@@ -141,7 +148,7 @@ def generate_scene(seed: int, index: int, *, split: Split = "train", size: tuple
     rng = _rng_of(seed, index, split)
     width, height = size or _draw_size(rng)
     table = _Table(width, height)
-    count = 1 + int(MAX_OBJECTS * rng.random() ** 1.25)
+    count = min(1 + int(MAX_OBJECTS * rng.random() ** 1.25), most_objects)
     for pair in _draw_pairs(count, split, rng):
         table.place(pair, crowded=count > 4, rng=rng)
     image = paint_background((width, height), _tone(table.objects, rng), rng)
