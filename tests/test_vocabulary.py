@@ -169,6 +169,27 @@ def test_labels_by_number(model: Any, processor: Any) -> None:
     assert torch.equal(by_number["scores"], by_tokens["scores"])
 
 
+@pytest.mark.parametrize("scoring", ["mean", "max"])
+def test_each_prompt_keeps_its_own(model: Any, processor: Any, scoring: Any) -> None:
+    """Nine labels in prompts of 3, of each the best 5: 15 by falling score, as three calls of one prompt give.
+
+    In one ranking they are 5 in all.
+    """
+    image, options = picture(90, 70), {"top_k": 5, "scoring": scoring}
+    chunks = [slice(0, 3), slice(3, 6), slice(6, 9)]
+    (found,) = detect(model, processor, image, LABELS, chunking=Chunking(labels=3, each_ranked=True), **options)
+    alone = [detect(model, processor, image, LABELS[chunk], **options)[0] for chunk in chunks]
+    assert found["scores"].tolist() == sorted(found["scores"].tolist(), reverse=True)
+    for chunk, one in zip(chunks, alone, strict=True):
+        own = (found["labels"] >= chunk.start) & (found["labels"] < chunk.stop)
+        assert own.sum() == 5
+        torch.testing.assert_close(found["scores"][own], one["scores"], atol=1e-5, rtol=0)
+        torch.testing.assert_close(found["boxes"][own], one["boxes"], atol=1e-2, rtol=0)
+        assert torch.equal(found["labels"][own] - chunk.start, one["labels"])
+    (ranked,) = detect(model, processor, image, LABELS, chunking=Chunking(labels=3), **options)
+    torch.testing.assert_close(ranked["scores"], found["scores"][:5], atol=1e-5, rtol=0)
+
+
 def test_duplicates_keep_their_numbers(model: Any, processor: Any) -> None:
     """One label twice, in two prompts: each finds the same, under its own number."""
     (found,) = detect(

@@ -76,11 +76,13 @@ class Chunking(NamedTuple):
     tokens: the most tokens of a prompt; None for one prompt of all labels, however long.
     labels: the most labels of a prompt, as the papers count; None for no limit but `tokens`.
     batch: how many prompts of each picture run at a time.
+    each_ranked: let each prompt keep the best detections of its own, instead of all prompts in one ranking.
     """
 
     tokens: int | None = PROMPT_TOKENS
     labels: int | None = None
     batch: int = 4
+    each_ranked: bool = False
 
 
 _BY_TOKENS = Chunking()
@@ -102,8 +104,8 @@ def detect(
     """Find any number of labels in pictures.
 
     More labels than one prompt holds are divided between prompts, never inside a label. The image backbone runs once
-    for all of them, and all compete in one ranking. Where one prompt holds all, this equals the model and the
-    processor called one after the other.
+    for all of them, and all compete in one ranking unless `chunking.each_ranked`. Where one prompt holds all, this
+    equals the model and the processor called one after the other.
 
     Args:
         model: the detector, where it is to run, in eval mode.
@@ -111,10 +113,10 @@ def detect(
         images: pictures as the processor takes them, one or a list.
         labels: what to look for, in all of them.
         threshold: the least score: inclusive for "mean", exclusive for "max".
-        top_k: how many detections to keep of each picture; None keeps all.
+        top_k: how many detections to keep of each picture, or of each of its prompts; None keeps all.
         scoring: "mean", as the benchmarks have it: a pair of box and class scores as the mean of its tokens. "max",
             as demonstrations have it: each box has its best class alone, and scores as the best token.
-        chunking: how many labels a prompt holds, and how many prompts run together.
+        chunking: how many labels a prompt holds, how many prompts run together, and whether they compete.
         nms_threshold: of two boxes of one class that overlap by more (IoU), keep the better; off by default.
         one_label_per_box: leave each box of a prompt its best class only; always so for "max".
 
@@ -141,6 +143,9 @@ def detect(
         )
         for result, picture, start in zip(results, answer.pictures, answer.starts, strict=True):
             found[picture].append({**result, "labels": result["labels"] + start})
+    if chunking.each_ranked:
+        found = [[_merge([part], top_k, None) for part in parts] for parts in found]
+        top_k = None
     return [_merge(parts, top_k, nms_threshold) for parts in found]
 
 

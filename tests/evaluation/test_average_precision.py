@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from hf_grounding_dino.evaluation.average_precision import coco_average_precision
+from hf_grounding_dino.evaluation.average_precision import best_of_each, coco_average_precision
 
 NUM_CLASSES = 4
 
@@ -111,3 +111,14 @@ def test_nothing_found_scores_zero_and_nothing_there_minus_one() -> None:
     empty = [p | {"boxes": torch.zeros(0, 4), "class_labels": torch.zeros(0)} for p in pictures]
     found = as_detections(pictures)
     assert coco_average_precision(empty, found, NUM_CLASSES)["AP"] == -1
+
+
+def test_no_picture_has_nothing_to_measure() -> None:
+    assert set(coco_average_precision([], [], NUM_CLASSES).values()) == {-1}
+
+
+def test_the_best_of_each_group_are_found_where_they_are() -> None:
+    """Of group 4 the 0.9 and the first of two 0.5; group 2 has one only. Places are in rising order."""
+    groups, scores = np.array([4, 2, 4, 4, 4]), np.array([0.5, 0.1, 0.5, 0.9, 0.2])
+    assert best_of_each(groups, scores, 2).tolist() == [0, 1, 3]
+    assert best_of_each(groups[:0], scores[:0], 2).tolist() == []
