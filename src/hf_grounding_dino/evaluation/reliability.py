@@ -1,0 +1,89 @@
+"""How far scores can be trusted, and what a threshold on them does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+_FINE_BINS = 1000
+_BINS = 20
+
+
+class ScoreBin(NamedTuple):
+    """The boxes whose scores are in `[low, high)`: how many, how many of them right, and their mean score."""
+
+    low: float
+    high: float
+    boxes: int
+    right: int
+    score: float
+
+    @property
+    def precision(self) -> float:
+        """The share that is right."""
+        return self.right / self.boxes if self.boxes else 0.0
+
+
+class OperatingPoint(NamedTuple):
+    """What a threshold does to all labels together, each number in [0, 1]."""
+
+    threshold: float
+    precision: float
+    recall: float
+
+    @property
+    def f1(self) -> float:
+        """The harmonic mean of precision and recall."""
+        total = self.precision + self.recall
+        return 2 * self.precision * self.recall / total if total else 0.0
+
+
+class ScoreHistogram:
+    """How many boxes have which score, and how many of those are right; of one size, however many they are."""
+
+    def __init__(self) -> None:
+        self.num_truths = 0
+        self._count = np.zeros(_FINE_BINS, dtype=np.int64)
+        self._right = np.zeros(_FINE_BINS, dtype=np.int64)
+        self._sum = np.zeros(_FINE_BINS, dtype=np.float64)
+
+    def add(self, scores: NDArray[np.float32], right: NDArray[np.bool_]) -> None:
+        """Count boxes by their scores; those outside [0, 1] count as its ends."""
+        clipped = scores.astype(np.float64).clip(0, 1)
+        places = np.minimum((clipped * _FINE_BINS).astype(np.int64), _FINE_BINS - 1)
+        self._count += np.bincount(places, minlength=_FINE_BINS)
+        self._right += np.bincount(places[right], minlength=_FINE_BINS)
+        self._sum += np.bincount(places, clipped, minlength=_FINE_BINS)
+
+    def bins(self, lowest: float) -> list[ScoreBin]:
+        """The reliability diagram: bins of 0.05 from `lowest` on that hold a box."""
+        wide = _FINE_BINS // _BINS
+        rows = (part.reshape(_BINS, wide).sum(1) for part in (self._count, self._right, self._sum))
+        edges = np.arange(_BINS + 1) / _BINS
+        found = [
+            ScoreBin(float(low), float(high), int(count), int(right), float(total / count))
+            for low, high, count, right, total in zip(edges[:-1], edges[1:], *rows, strict=True)
+            if count and low >= lowest - 1e-9
+        ]
+        return found
+
+    def operating_points(self) -> list[OperatingPoint]:
+        """Precision and recall at thresholds 0.01, 0.02, ... up to the highest score; empty without truths."""
+        count, right = (part[::-1].cumsum()[::-1] for part in (self._count, self._right))
+        if not self.num_truths:
+            return []
+        places = [i for i in range(_FINE_BINS // 100, _FINE_BINS, _FINE_BINS // 100) if count[i]]
+        return [
+            OperatingPoint(i / _FINE_BINS, float(right[i] / count[i]), float(right[i] / self.num_truths))
+            for i in places
+        ]
+
+
+def calibration_error(bins: Iterable[ScoreBin]) -> float | None:
+    """The expected calibration error: how far score and precision lie apart, mean over boxes; None without boxes."""
+    rows = list(bins)
+    total = sum(row.boxes for row in rows)
+    return sum(row.boxes * abs(row.precision - row.score) for row in rows) / total if total else None

@@ -1,0 +1,132 @@
+"""COCO results JSON, the lists `[{"image_id", "category_id", "bbox", "score"}]` of every tool and test server."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.readers.common import parse_json, read_bytes
+from ..data.records import DataError
+from .tasks import CaseId
+
+_FIELDS = ("image_id", "category_id", "bbox", "score")
+_ROW = object()
+
+
+class ResultsFile:
+    """The predictions of a results file, kept in flat arrays; an image that is not in it has none."""
+
+    empty_if_absent = True
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Read a file.
+
+        Raises:
+            DataError: no JSON list, cut off, an entry without one of the four fields, a score that is no finite number,
+                or a box that is not [x, y, width, height] with sides of at least 0.
+        """
+        self.path = Path(path)
+        self._images: dict[CaseId, int] = {}
+        self._rows, self._labels = array("q"), array("q")
+        self._boxes, self._scores = array("d"), array("d")
+        self._read()
+        rows, scores = np.array(self._rows, dtype=np.int64), np.array(self._scores)
+        # By image, and there by falling score; of equal scores the earlier entry comes first.
+        self._order = np.lexsort((-scores, rows))
+        self._first = np.concatenate([[0], np.bincount(rows, minlength=len(self._images)).cumsum()]).astype(np.int64)
+
+    @property
+    def where(self) -> str:
+        """The file."""
+        return str(self.path)
+
+    def done(self) -> set[CaseId]:
+        """The images that have a prediction."""
+        return set(self._images)
+
+    def __len__(self) -> int:
+        """Number of entries."""
+        return len(self._scores)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """The predictions of each image once, by falling score, as the metrics take them; boxes are float64."""
+        boxes = np.frombuffer(self._boxes).reshape(-1, 4) if len(self) else np.zeros((0, 4))
+        scores, labels = np.array(self._scores), np.array(self._labels, dtype=np.int64)
+        for image_id, image in self._images.items():
+            own = self._order[self._first[image] : self._first[image + 1]]
+            yield {"image_id": image_id, "boxes": boxes[own], "scores": scores[own], "labels": labels[own]}
+
+    def _read(self) -> None:
+        raw = read_bytes(self.path)
+        try:
+            entries = json.loads(raw, object_hook=self._entry)
+        except DataError:
+            raise
+        except (ValueError, RecursionError):
+            entries = parse_json(raw, str(self.path))
+        if not isinstance(entries, list):
+            raise DataError(f"{self.path}: a list of predictions is needed")
+        for number, entry in enumerate(entries, start=1):
+            if entry is not _ROW:
+                lacking = [name for name in _FIELDS if not isinstance(entry, dict) or name not in entry]
+                raise DataError(f"{self.path}, entry {number}: has no {lacking[0] if lacking else _FIELDS[0]}")
+
+    def _entry(self, entry: Mapping[str, Any]) -> Any:
+        """Take an entry into the arrays as soon as it is read, so that the file is never there as objects."""
+        if not all(name in entry for name in _FIELDS):
+            return entry
+        where = f"{self.path}, entry {len(self) + 1}"
+        image_id, label, box, score = (entry[name] for name in _FIELDS)
+        if not isinstance(image_id, int | str) or type(label) is not int:
+            raise DataError(f"{where}: image_id and category_id are whole numbers, not {image_id!r} and {label!r}")
+        if not _is_number(score):
+            raise DataError(f"{where}: score is a finite number, not {score!r}")
+        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+            raise DataError(f"{where}: bbox is [x, y, width, height], four finite numbers, not {box!r}")
+        if box[2] < 0 or box[3] < 0:
+            raise DataError(f"{where}: bbox {box} has a negative width or height")
+        self._rows.append(self._images.setdefault(image_id, len(self._images)))
+        self._labels.append(label)
+        self._boxes.extend((box[0], box[1], box[0] + box[2], box[1] + box[3]))
+        self._scores.append(score)
+        return _ROW
+
+
+def write_results(path: str | os.PathLike[str], predictions: Iterable[Mapping[str, Any]]) -> int:
+    """Write predictions as a results file, one image in memory at a time; the file appears when it is whole.
+
+    Args:
+        path: of the file.
+        predictions: dicts as the metrics take them, boxes as xyxy.
+
+    Returns:
+        Number of entries.
+    """
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f"{file.name}.unfinished")
+    count = 0
+    with unfinished.open("w", encoding="utf-8") as stream:
+        stream.write("[")
+        for prediction in predictions:
+            boxes = np.asarray(prediction["boxes"], dtype=np.float64).reshape(-1, 4)
+            boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+            columns = (np.asarray(prediction[name]).tolist() for name in ("labels", "scores"))
+            for box, label, score in zip(boxes.tolist(), *columns, strict=True):
+                entry = {"image_id": prediction["image_id"], "category_id": label, "bbox": box, "score": score}
+                stream.write(f"{',' if count else ''}\n{json.dumps(entry)}")
+                count += 1
+        stream.write("\n]\n")
+    os.replace(unfinished, file)
+    return count
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
