@@ -19,6 +19,7 @@ COMMANDS = {
     "validate": "say what is odd in a data set, and change nothing",
     "train": "train or fine-tune a model from a recipe",
     "publish": "publish the model of a run with its card, to a folder or the Hub",
+    "convert": "make a model folder from a checkpoint of the original repository or mmdetection, or the reverse",
     "benchmark": "time this package beside stock transformers, on the same weights",
 }
 
