@@ -16,6 +16,7 @@ from . import PROGRAM, UserError, complain
 # Each name is a module beside this one.
 COMMANDS = {
     "detect": "find what words name in pictures, and draw it",
+    "annotate": "label pictures in bulk, as a data set of any format",
     "validate": "say what is odd in a data set, and change nothing",
     "train": "train or fine-tune a model from a recipe",
     "publish": "publish the model of a run with its card, to a folder or the Hub",

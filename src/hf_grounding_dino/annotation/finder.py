@@ -1,0 +1,207 @@
+"""From decoded pictures to boxes: what runs in the threads that read ahead, and what runs on the device."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ..modeling_grounding_dino import GroundingDinoForObjectDetection
+from ..post_processing import Detections, without_overlaps
+from ..processing_grounding_dino import GroundingDinoProcessor
+from ..vocabulary import Chunking, chunk_labels
+from .answers import AnnotationError
+from .files import is_writable_text
+
+_SAMPLED_VALUES = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Which boxes are kept.
+
+    threshold: the least score, in [0, 1], exclusive.
+    thresholds: another one for some of the labels.
+    nms: of two boxes of one label that overlap by more (IoU, in [0, 1]), the better is kept; 1 keeps all.
+    top_k: the most boxes of a picture; None keeps all.
+    batch_size: pictures that run together, 1 to 32.
+    threads: how many read ahead; None for one a core, 16 at most.
+    """
+
+    threshold: float = 0.3
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    nms: float = 0.7
+    top_k: int | None = None
+    batch_size: int = 4
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            AnnotationError: a number out of its range.
+        """
+        shares = {"threshold": self.threshold, "nms": self.nms}
+        for name, value in [*shares.items(), *((f"threshold of {k!r}", v) for k, v in self.thresholds.items())]:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+                raise AnnotationError(f"the {name} is {value!r}: a number from 0 to 1 is needed")
+        if self.top_k is not None and self.top_k < 1:
+            raise AnnotationError(f"top_k is {self.top_k}: 1 or more is needed")
+        if not 1 <= self.batch_size <= LARGEST_BATCH:
+            raise AnnotationError(f"the batch size is {self.batch_size}: 1 to {LARGEST_BATCH} is possible")
+        if self.threads is not None and self.threads < 1:
+            raise AnnotationError(f"threads is {self.threads}: 1 or more is needed")
+
+
+LARGEST_BATCH = 32
+
+
+class Prepared(NamedTuple):
+    """A picture as the model takes it: pixels (3, H, W), mask (H, W), and (width, height) before the resizing."""
+
+    pixels: Tensor
+    mask: Tensor
+    size: tuple[int, int]
+
+
+class Found(NamedTuple):
+    """The boxes of a picture, best first: xyxy in its pixels, positions of labels, scores."""
+
+    boxes: list[list[float]]
+    labels: list[int]
+    scores: list[float]
+
+
+class Finder(Protocol):
+    """What finds labels in pictures; `prepare` is called from several threads, `find` from one."""
+
+    def prepare(self, picture: Image.Image) -> Prepared:
+        """Resize and normalise an upright RGB picture.
+
+        Raises:
+            ValueError: it cannot be used.
+        """
+        ...
+
+    def find(self, pictures: Sequence[Prepared]) -> list[Found]:
+        """What is in each of a batch; it depends on the pictures of the batch and on nothing before them."""
+        ...
+
+
+class LabelFinder:
+    """A `Finder` that looks for a list of labels of any length, each box called by its best one.
+
+    The labels are divided between prompts as in `vocabulary.detect`, and read once.
+    """
+
+    def __init__(
+        self,
+        model: GroundingDinoForObjectDetection,
+        processor: GroundingDinoProcessor,
+        labels: Sequence[str],
+        options: Options,
+    ) -> None:
+        """Divide the labels.
+
+        Raises:
+            AnnotationError: the model is in training mode, a label is given twice or cannot be a prompt or a line of
+                text, or a threshold is of no label.
+        """
+        if model.training:
+            raise AnnotationError("the model is in training mode: call model.eval()")
+        _check_labels(labels, options)
+        self.model, self.processor, self.labels, self.options = model, processor, list(labels), options
+        try:
+            chunks = chunk_labels(self.labels, processor.tokenizer)
+        except ValueError as error:
+            raise AnnotationError(error) from error
+        size = Chunking().batch
+        self._groups = [chunks[first : first + size] for first in range(0, len(chunks), size)]
+        self._words = [processor(text=[self.labels[chunk] for chunk in group]) for group in self._groups]
+        per_label = [options.thresholds.get(label, options.threshold) for label in self.labels]
+        self._thresholds = torch.tensor(per_label, device=model.device)
+        self._least = min(per_label)
+
+    def prepare(self, picture: Image.Image) -> Prepared:
+        """As `Finder.prepare`."""
+        features = self.processor.image_processor([picture])
+        return Prepared(features["pixel_values"][0], features["pixel_mask"][0], picture.size)
+
+    def find(self, pictures: Sequence[Prepared]) -> list[Found]:
+        """As `Finder.find`."""
+        parts: list[list[Detections]] = [[] for _ in pictures]
+        with torch.inference_mode():
+            pixels, mask = _together(pictures)
+            device = self.model.device
+            encoded = self.model.encode_image(pixels.to(device), mask.to(device))
+            for group, words in zip(self._groups, self._words, strict=True):
+                inputs = {name: value.repeat(len(pictures), 1).to(device) for name, value in words.items()}
+                outputs = self.model(**inputs, encoded_image=encoded.repeat(len(group)))
+                for row, result in enumerate(self._read(outputs, pictures, group)):
+                    start = group[row % len(group)].start
+                    parts[row // len(group)].append({**result, "labels": result["labels"] + start})
+            return [self._choose(of_one) for of_one in parts]
+
+    def _read(self, outputs: Any, pictures: Sequence[Prepared], group: Sequence[slice]) -> list[Detections]:
+        return self.processor.post_process_grounded_object_detection(
+            outputs,
+            threshold=self._least,
+            text_labels=[self.labels[chunk] for chunk in group] * len(pictures),
+            target_sizes=[(one.size[1], one.size[0]) for one in pictures for _ in group],
+        )
+
+    def _choose(self, parts: Sequence[Detections]) -> Found:
+        """The boxes of a picture that are kept, of all its prompts."""
+        joined = {name: torch.cat([part[name] for part in parts]) for name in ("scores", "boxes", "labels")}
+        kept = (joined["scores"] > self._thresholds[joined["labels"]]).nonzero()[:, 0]
+        kept = kept[joined["scores"][kept].argsort(descending=True, stable=True)]
+        ranked: Detections = {name: values[kept] for name, values in joined.items()}
+        if self.options.nms < 1:
+            ranked = without_overlaps({**ranked, "text_labels": [""] * len(kept)}, self.options.nms)
+        boxes, labels, scores = (ranked[name][: self.options.top_k].tolist() for name in ("boxes", "labels", "scores"))
+        return Found(boxes, labels, scores)
+
+
+def _check_labels(labels: Sequence[str], options: Options) -> None:
+    if isinstance(labels, str) or not labels:
+        raise AnnotationError(f"give a list of labels, not {labels!r}")
+    for i, label in enumerate(labels):
+        if not is_writable_text(label):
+            raise AnnotationError(f"the label {label!r} holds characters that are no text")
+        if label in labels[:i]:
+            raise AnnotationError(f"the label {label!r} is given twice")
+    for label in options.thresholds:
+        if label not in labels:
+            raise AnnotationError(f"there is a threshold of {label!r}, which is none of the labels")
+
+
+def _together(pictures: Sequence[Prepared]) -> tuple[Tensor, Tensor]:
+    """The padded batch and its mask."""
+    height, width = (max(one.mask.shape[side] for one in pictures) for side in (0, 1))
+    margins = [(0, width - one.mask.shape[1], 0, height - one.mask.shape[0]) for one in pictures]
+    pixels = torch.stack([pad(one.pixels, margin) for one, margin in zip(pictures, margins, strict=True)])
+    mask = torch.stack([pad(one.mask, margin) for one, margin in zip(pictures, margins, strict=True)])
+    return pixels, mask
+
+
+def fingerprint(model: GroundingDinoForObjectDetection, processor: GroundingDinoProcessor) -> str:
+    """What tells this model from another: its configuration, some values of each tensor, the size of its pictures."""
+    config = {key: value for key, value in model.config.to_dict().items() if key not in _NOT_OF_THE_MODEL}
+    size = dict(processor.image_processor.size)
+    digest = hashlib.sha256(json.dumps([config, size], sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        values = tensor.detach().flatten()
+        step = max(1, len(values) // _SAMPLED_VALUES)
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(values[::step][:_SAMPLED_VALUES].double().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+_NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "dtype", "architectures")

@@ -1,0 +1,250 @@
+"""Where the pictures to label come from: files, tar shards (WebDataset), tables of `datasets`."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, Protocol
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..data.readers.headers import PICTURE_SUFFIXES
+from ..data.records import ImageSource
+from .answers import AnnotationError
+
+
+class PictureSource(Protocol):
+    """Pictures that can be opened at any position, from any thread."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of each picture its path in the source, with "/", sorted, each once; not all need be fit for a file name."""
+        ...
+
+    @property
+    def root(self) -> Path | None:
+        """The folder that the names start from, None where the pictures are not files."""
+        ...
+
+    def picture(self, index: int) -> ImageSource:
+        """What can be opened.
+
+        Raises:
+            OSError, ValueError: it is not there any more.
+        """
+        ...
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Picture files below one folder."""
+
+    root: Path
+    names: Sequence[str]
+
+    @classmethod
+    def of(cls, paths: Iterable[str | Path], root: Path) -> FileSource:
+        """The files, whose names start from `root`.
+
+        Raises:
+            AnnotationError: there are none, or one is not below `root`.
+        """
+        top = Path(os.path.abspath(root))
+        names = set()
+        for path in paths:
+            place = Path(os.path.abspath(path))
+            if not place.is_relative_to(top):
+                raise AnnotationError(f"{path} is not below {root}")
+            names.add(place.relative_to(top).as_posix())
+        if not names:
+            raise AnnotationError("no pictures")
+        return cls(top, sorted(names))
+
+    def picture(self, index: int) -> Path:
+        """The file."""
+        return self.root / self.names[index]
+
+
+# --- tar shards --------------------------------------------------------------------------------------------------
+
+
+class _Member(NamedTuple):
+    name: str
+    archive: Path
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class TarSource:
+    """The pictures in the tar shards of a WebDataset; a name is that of the shard, "/", and that in the shard."""
+
+    members: Sequence[_Member]
+    names: Sequence[str]
+    root: None = None
+
+    @classmethod
+    def of(cls, archives: Sequence[str | Path], extension: str | None = None) -> TarSource:
+        """Read the tables of contents.
+
+        Args:
+            archives: uncompressed tar files.
+            extension: which member of each sample is its picture, such as "img.png": what follows the first dot of its
+                name. By default any that is one of a picture.
+
+        Raises:
+            AnnotationError: a file that is no tar file, compressed or cut off, or no picture in any.
+        """
+        paths = sorted({Path(os.path.abspath(archive)) for archive in archives})
+        if not paths:
+            raise AnnotationError("no tar files")
+        top = Path(os.path.commonpath([path.parent for path in paths]))
+        members: dict[str, _Member] = {}
+        extensions: set[str] = set()
+        for path in paths:
+            shard = path.relative_to(top).with_suffix("").as_posix()
+            for member in _members(path):
+                own = PurePosixPath(member.name).name.partition(".")[2].lower()
+                extensions.add(own)
+                if own == extension.lower() if extension else f".{own}" in PICTURE_SUFFIXES:
+                    members[f"{shard}/{_tidy(member.name)}"] = member  # as in unpacking, the last of a name counts
+        if not members:
+            found = ", ".join(sorted(extensions)[:10]) or "nothing"
+            raise AnnotationError(f"no picture in {', '.join(map(str, paths[:3]))}: there is {found}; name it")
+        names = sorted(members)
+        return cls([members[name] for name in names], names)
+
+    def picture(self, index: int) -> bytes:
+        """The content of the member."""
+        member = self.members[index]
+        with member.archive.open("rb") as file:
+            file.seek(member.offset)
+            return file.read(member.size)
+
+
+def _members(path: Path) -> Iterator[_Member]:
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for entry in archive:
+                if entry.isreg():
+                    yield _Member(entry.name, path, entry.offset_data, entry.size)
+    except tarfile.ReadError as error:
+        raise AnnotationError(f"{path}: not a whole, uncompressed tar file ({error})") from error
+    except OSError as error:
+        raise AnnotationError(f"{path}: {error.strerror or error}") from error
+
+
+def _tidy(name: str) -> str:
+    """Without "." and empty parts; what is absolute stays so."""
+    return str(PurePosixPath(name)) if not name.startswith("/") else name
+
+
+# --- tables ------------------------------------------------------------------------------------------------------
+
+_BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
+
+
+@dataclass(frozen=True)
+class TableSource:
+    """The column of pictures of a set of `datasets`.
+
+    Names are the file names in the column, where each row has its own; else the numbers of the rows.
+    """
+
+    names: Sequence[str]
+    table: datasets.Dataset
+    column: str
+    rows: Sequence[int]
+    root: Path | None
+
+    @classmethod
+    def of(cls, table: datasets.Dataset, column: str | None = None) -> TableSource:
+        """Take the pictures of a table.
+
+        Args:
+            table: as `datasets` reads it.
+            column: a column of pictures, or of paths of files; by default the first of type Image.
+
+        Raises:
+            AnnotationError: no such column, or no rows.
+        """
+        typed = [name for name, feature in table.features.items() if isinstance(feature, datasets.Image)]
+        chosen = column or next(iter(typed), None)
+        if chosen is None or chosen not in table.features:
+            known = ", ".join(table.features)
+            raise AnnotationError(f"there is no column {column or 'of pictures'}, only {known}: name one")
+        if not len(table):
+            raise AnnotationError("the data set has no rows")
+        table = table.select_columns([chosen])
+        if chosen in typed:
+            table = table.cast_column(chosen, datasets.Image(decode=False))
+        names, root = _row_names(table, chosen)
+        order = sorted(range(len(names)), key=names.__getitem__)
+        return cls([names[row] for row in order], table, chosen, order, root)
+
+    def picture(self, index: int) -> ImageSource:
+        """The cell as what can be opened."""
+        value: Any = self.table[self.rows[index]][self.column]
+        if isinstance(value, Mapping):
+            if value.get("bytes") is not None:
+                return bytes(value["bytes"])
+            value = value.get("path")
+        if value is None:
+            raise ValueError("the row has no picture")
+        if "://" in str(value):
+            return datasets.Image().decode_example({"path": str(value), "bytes": None})
+        return Path(str(value))
+
+
+def open_table(name: str, split: str = "train") -> datasets.Dataset:
+    """Read a repo on the Hub, a folder (of pictures, of parquet files, of `save_to_disk`) or a file with `datasets`.
+
+    Raises:
+        AnnotationError: it cannot be read, or has no such split.
+    """
+    path = Path(name)
+    try:
+        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+            saved = datasets.load_from_disk(name)
+            return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
+        if path.is_file():
+            builder = _BUILDERS.get(path.suffix.lower())
+            if builder is None:
+                raise AnnotationError(f"{name}: ends in none of {', '.join(_BUILDERS)}")
+            return datasets.load_dataset(builder, data_files={split: name}, split=split)
+        return datasets.load_dataset(name, split=split)
+    except AnnotationError:
+        raise
+    except Exception as error:  # the builders of datasets have no error in common
+        reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+        raise AnnotationError(f"{name}: cannot be loaded ({reason})") from error
+
+
+def _row_names(table: datasets.Dataset, column: str) -> tuple[list[str], Path | None]:
+    """The name of each row, and the folder that names start from where all are files."""
+    paths: list[str | None] = []
+    stored: list[bool] = []
+    for batch in table.with_format("arrow").iter(batch_size=1000):
+        values = batch[column]
+        if pa.types.is_struct(values.type):
+            stored += pc.is_valid(pc.struct_field(values, "bytes")).to_pylist()
+            paths += pc.struct_field(values, "path").to_pylist()
+        else:
+            stored += [False] * len(values)
+            paths += values.to_pylist()
+    texts = [path for path in paths if path and "://" not in path]
+    if len(texts) < len(paths) or len(set(texts)) < len(texts):
+        return [f"{row:08d}.jpg" for row in range(len(paths))], None
+    if any(stored):
+        return texts, None
+    places = [Path(os.path.abspath(path)) for path in texts]
+    root = Path(os.path.commonpath([place.parent for place in places]))
+    return [place.relative_to(root).as_posix() for place in places], root

@@ -1,0 +1,252 @@
+"""The files that other tools read: COCO, ODVG, YOLO, Pascal VOC, LabelMe, Label Studio.
+
+FiftyOne imports COCO (`COCODetectionDataset`), YOLO (`YOLOv5Dataset`) and VOC (`VOCDetectionDataset`) as written here.
+Nothing that is written depends on when, where or in how many parts a run was made.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, TextIO
+from urllib.parse import quote
+from xml.etree import ElementTree
+
+import yaml
+
+from .answers import LabelledPicture
+from .files import atomic_file, write_text
+from .settings import Settings
+
+Write = Callable[[Path, Settings, Iterable[LabelledPicture]], None]
+
+
+class Format(NamedTuple):
+    """A format of annotations.
+
+    write: writes the files of a run into a folder; the pictures may be gone through several times.
+    files: those that each run has.
+    place: for a picture's name, the file of its own, None where it has none.
+    """
+
+    write: Write
+    files: tuple[str, ...]
+    place: Callable[[str], PurePosixPath] | None = None
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _write_items(file: TextIO, items: Iterable[Any]) -> None:
+    """A JSON list, an item a line."""
+    file.write("[")
+    for i, item in enumerate(items):
+        file.write(f"{',' if i else ''}\n{_json(item)}")
+    file.write("\n]")
+
+
+# --- one file ----------------------------------------------------------------------------------------------------
+
+
+def write_coco(folder: Path, run: Settings, pictures: Iterable[LabelledPicture]) -> None:
+    """One JSON: ids from 1, a picture's being its place among all pictures; boxes xywh with `score`."""
+    categories = [{"id": i, "name": label, "supercategory": ""} for i, label in enumerate(run.labels, start=1)]
+    with atomic_file(folder, "annotations.json") as file:
+        file.write(f'{{"info": {_json({"description": f"labelled by model {run.model}"})},\n"licenses": [],')
+        file.write('\n"categories": ')
+        _write_items(file, categories)
+        file.write(',\n"images": ')
+        _write_items(file, map(_coco_image, pictures))
+        file.write(',\n"annotations": ')
+        _write_items(file, _coco_annotations(pictures))
+        file.write("}\n")
+
+
+def _coco_image(picture: LabelledPicture) -> dict[str, Any]:
+    width, height = picture.size
+    return {"id": picture.index + 1, "file_name": picture.name, "width": width, "height": height}
+
+
+def _coco_annotations(pictures: Iterable[LabelledPicture]) -> Iterator[dict[str, Any]]:
+    number = 0
+    for picture in pictures:
+        for (x0, y0, x1, y1), label, score in zip(picture.boxes, picture.labels, picture.scores, strict=True):
+            number += 1
+            width, height = round(x1 - x0, 2), round(y1 - y0, 2)
+            yield {
+                "id": number,
+                "image_id": picture.index + 1,
+                "category_id": label + 1,
+                "bbox": [x0, y0, width, height],
+                "area": round(width * height, 2),
+                "iscrowd": 0,
+                "score": score,
+            }
+
+
+def write_odvg(folder: Path, run: Settings, pictures: Iterable[LabelledPicture]) -> None:
+    """A JSON object a line, boxes xyxy, and the label map that such files need."""
+    write_text(folder, "label_map.json", _json({str(i): label for i, label in enumerate(run.labels)}) + "\n")
+    with atomic_file(folder, "annotations.jsonl") as file:
+        for picture in pictures:
+            instances = [
+                {"bbox": box, "label": label, "category": run.labels[label], "score": score}
+                for box, label, score in zip(picture.boxes, picture.labels, picture.scores, strict=True)
+            ]
+            width, height = picture.size
+            size = {"height": height, "width": width}
+            file.write(_json({"filename": picture.name, **size, "detection": {"instances": instances}}) + "\n")
+
+
+def write_label_studio(folder: Path, run: Settings, pictures: Iterable[LabelledPicture]) -> None:
+    """Tasks with predictions, boxes in percent, and the labelling interface they are for.
+
+    Pictures are named for "local files" storage: names start from LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT.
+    """
+    view = ElementTree.Element("View")
+    ElementTree.SubElement(view, "Image", name="image", value="$image")
+    choices = ElementTree.SubElement(view, "RectangleLabels", name="label", toName="image")
+    for label in run.labels:
+        ElementTree.SubElement(choices, "Label", value=label)
+    write_text(folder, "label_config.xml", _xml(view))
+    with atomic_file(folder, "tasks.json") as file:
+        _write_items(file, (_task(run, picture) for picture in pictures))
+        file.write("\n")
+
+
+def _task(run: Settings, picture: LabelledPicture) -> dict[str, Any]:
+    width, height = picture.size
+    results = []
+    rows = zip(picture.boxes, picture.labels, picture.scores, strict=True)
+    for number, ((x0, y0, x1, y1), label, score) in enumerate(rows):
+        value = {
+            "x": _percent(x0, width),
+            "y": _percent(y0, height),
+            "width": _percent(x1 - x0, width),
+            "height": _percent(y1 - y0, height),
+            "rotation": 0,
+            "rectanglelabels": [run.labels[label]],
+        }
+        names = {"id": f"{picture.index}-{number}", "from_name": "label", "to_name": "image", "type": "rectanglelabels"}
+        frame = {"original_width": width, "original_height": height, "image_rotation": 0}
+        results.append({**names, **frame, "value": value, "score": score})
+    prediction = {"model_version": run.model, "score": max(picture.scores, default=0.0), "result": results}
+    return {"data": {"image": f"/data/local-files/?d={quote(picture.name)}"}, "predictions": [prediction]}
+
+
+def _percent(length: float, whole: int) -> float:
+    return round(100 * length / whole, 6)
+
+
+# --- a file for each picture -------------------------------------------------------------------------------------
+
+
+def yolo_place(name: str) -> PurePosixPath:
+    """Where the labels of a picture are."""
+    return PurePosixPath("labels", PurePosixPath(name).with_suffix(".txt"))
+
+
+def write_yolo(folder: Path, run: Settings, pictures: Iterable[LabelledPicture]) -> None:
+    """labels/**.txt with lines "label cx cy w h" from 0 to 1, classes.txt, and a data.yaml.
+
+    With the pictures in, or linked as, "images" beside "labels" it is a data set as Ultralytics has them.
+    """
+    write_text(folder, "classes.txt", "".join(f"{label}\n" for label in run.labels))
+    content = {"path": ".", "train": "images", "val": "images", "names": dict(enumerate(run.labels))}
+    write_text(folder, "data.yaml", yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
+    for picture in pictures:
+        width, height = picture.size
+        lines = []
+        for (x0, y0, x1, y1), label in zip(picture.boxes, picture.labels, strict=True):
+            values = ((x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height)
+            lines.append(f"{label} {' '.join(f'{value:.6f}' for value in values)}\n")
+        write_text(folder, yolo_place(picture.name), "".join(lines))
+
+
+def voc_place(name: str) -> PurePosixPath:
+    """Where the labels of a picture are."""
+    return PurePosixPath("Annotations", PurePosixPath(name).with_suffix(".xml"))
+
+
+def write_voc(folder: Path, run: Settings, pictures: Iterable[LabelledPicture]) -> None:
+    """Annotations/**.xml, in whole pixels counted from 1, ends included."""
+    for picture in pictures:
+        name = PurePosixPath(picture.name)
+        root = ElementTree.Element("annotation")
+        _add(root, {"folder": "" if str(name.parent) == "." else str(name.parent), "filename": name.name})
+        width, height = picture.size
+        _add(ElementTree.SubElement(root, "size"), {"width": width, "height": height, "depth": 3})
+        _add(root, {"segmented": 0})
+        for box, label in zip(picture.boxes, picture.labels, strict=True):
+            item = ElementTree.SubElement(root, "object")
+            fixed = {"pose": "Unspecified", "truncated": 0, "difficult": 0}
+            _add(item, {"name": run.labels[label], **fixed})
+            xmin, xmax = _pixels(box[0], box[2], width)
+            ymin, ymax = _pixels(box[1], box[3], height)
+            corners = {"xmin": xmin, "ymin": ymin, "xmax": xmax, "ymax": ymax}
+            _add(ElementTree.SubElement(item, "bndbox"), corners)
+        write_text(folder, voc_place(picture.name), _xml(root))
+
+
+def _pixels(start: float, end: float, length: int) -> tuple[int, int]:
+    """First and last pixel of a stretch, from 1 to `length`: the nearest ones, and at least one."""
+    first = min(round(start) + 1, length)
+    return first, max(round(end), first)
+
+
+def _add(parent: ElementTree.Element, texts: Mapping[str, object]) -> None:
+    for tag, text in texts.items():
+        ElementTree.SubElement(parent, tag).text = str(text)
+
+
+def _xml(root: ElementTree.Element) -> str:
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def labelme_place(name: str) -> PurePosixPath:
+    """Where the labels of a picture are: beside it, where the output folder is that of the pictures."""
+    return PurePosixPath(name).with_suffix(".json")
+
+
+def write_labelme(folder: Path, run: Settings, pictures: Iterable[LabelledPicture]) -> None:
+    """A JSON for each picture, with rectangles; `imagePath` leads from it to the picture."""
+    for picture in pictures:
+        place = labelme_place(picture.name)
+        image = PurePosixPath(picture.name).name
+        if run.root is not None:
+            # Somewhere deep enough for all the ".." of the root: only the way from one to the other counts.
+            output = "/" + "_/" * run.root.count("..")
+            target = posixpath.join(output, run.root, picture.name)
+            image = posixpath.relpath(target, posixpath.join(output, place.parent))
+        shapes: list[dict[str, Any]] = [
+            {
+                "label": run.labels[label],
+                "points": [box[:2], box[2:]],
+                "group_id": None,
+                "description": "",
+                "shape_type": "rectangle",
+                "flags": {},
+                "mask": None,
+                "score": score,
+            }
+            for box, label, score in zip(picture.boxes, picture.labels, picture.scores, strict=True)
+        ]
+        width, height = picture.size
+        content: dict[str, Any] = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": image}
+        content |= {"imageData": None, "imageHeight": height, "imageWidth": width}
+        write_text(folder, place, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+FORMATS: dict[str, Format] = {
+    "coco": Format(write_coco, ("annotations.json",)),
+    "odvg": Format(write_odvg, ("annotations.jsonl", "label_map.json")),
+    "yolo": Format(write_yolo, ("classes.txt", "data.yaml"), yolo_place),
+    "voc": Format(write_voc, (), voc_place),
+    "labelme": Format(write_labelme, (), labelme_place),
+    "label-studio": Format(write_label_studio, ("tasks.json", "label_config.xml")),
+}
+"""By the names that people call them."""
