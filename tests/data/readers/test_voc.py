@@ -149,3 +149,22 @@ class TestRefusals:
     def test_nothing_there(self, tmp_path: Path, name: str, message: str) -> None:
         with pytest.raises(DataError, match=message):
             read(tmp_path / name)
+
+
+def test_folders_below_annotations(tmp_path: Path) -> None:
+    """Annotations/a/1.xml goes with JPEGImages/a/1.jpg and not with b/1.jpg, whose name is the same."""
+    for folder, width in (("a", 40), ("b", 60)):
+        picture = tmp_path / "JPEGImages" / folder / "1.jpg"
+        picture.parent.mkdir(parents=True)
+        Image.new("RGB", (width, 30)).save(picture)
+        xml = tmp_path / "Annotations" / folder / "1.xml"
+        xml.parent.mkdir(parents=True)
+        box = "<bndbox><xmin>2</xmin><ymin>3</ymin><xmax>20</xmax><ymax>25</ymax></bndbox>"
+        size = f"<size><width>{width}</width><height>30</height></size>"
+        xml.write_text(
+            f"<annotation><filename>1.jpg</filename>{size}<object><name>cat</name>{box}</object></annotation>"
+        )
+    records = read(tmp_path)
+    assert ids(records) == ["a/1", "b/1"]
+    assert [records[i].image for i in range(2)] == [tmp_path / "JPEGImages" / name / "1.jpg" for name in "ab"]
+    assert not [finding for finding in records.findings if finding.kind == "wrong size"]

@@ -32,8 +32,9 @@ _SUFFIXES: Final = (*_USUAL, *sorted(PICTURE_SUFFIXES - set(_USUAL)))
 
 
 class _Layout(NamedTuple):
-    """`files`: all annotations; `chosen`: the ones of the split; `pictures`: the folder of the pictures."""
+    """`folder`: of the annotations, `files`: all of them, `chosen`: those of the split; `pictures`: their folder."""
 
+    folder: Path
     files: list[Path]
     chosen: list[Path]
     pictures: ImageFolder
@@ -56,7 +57,8 @@ def read(entry: SourceEntry) -> PackedRecords:
 
     Pixels are counted from 1 and ends are inclusive: x1 = xmin - 1, y1 = ymin - 1, x2 = xmax, y2 = ymax. "Difficult"
     objects become crowd: no training on them, and no evaluation counts them. Labels are the names in all the files,
-    whatever the split, sorted, with category ids from 0, or those of `label_map`. The image id is the file's stem.
+    whatever the split, sorted, with category ids from 0, or those of `label_map`. The image id is
+    the file's name below Annotations/, which may have folders in it, without its suffix.
 
     Raises:
         DataError: no such folder or split, no XML files, XML that declares entities, or no valid box at all.
@@ -74,7 +76,7 @@ def read(entry: SourceEntry) -> PackedRecords:
     packer = RecordPacker()
     for path in layout.chosen:
         tree = trees[path]
-        if tree is not None and (picture := _picture(path, tree, layout.pictures, log)):
+        if tree is not None and (picture := _picture(path, tree, layout, log)):
             _add(packer, picture, objects[path], positions, str(path), log)
     refuse_useless(len(packer), packer.num_boxes, entry.annotations, log)
     if packer.num_crowd:
@@ -105,13 +107,13 @@ def _layout(entry: SourceEntry, log: FindingLog) -> _Layout:
             raise DataError(f"{root}: has no split {split!r}: neither {listed} nor a folder {split}")
         root, listed = root / str(split), None
     folder = root / "Annotations" if (root / "Annotations").is_dir() else root
-    files = sorted(folder.glob("*.xml"))
+    files = sorted(folder.rglob("*.xml") if folder.name == "Annotations" else folder.glob("*.xml"))
     if not files:
         raise DataError(f"{folder}: no XML files in it")
     beside = (folder.parent / "JPEGImages", folder.parent / "images", folder)
     pictures = Path(entry.images) if entry.images else next(filter(Path.is_dir, beside))
     chosen = files if listed is None else _listed_files(listed, folder, log)
-    return _Layout(files, chosen, ImageFolder(pictures, entry.annotations))
+    return _Layout(folder, files, chosen, ImageFolder(pictures, entry.annotations))
 
 
 def _listed_files(listed: Path, folder: Path, log: FindingLog) -> list[Path]:
@@ -175,15 +177,16 @@ def _flag(text: str | None) -> bool:
     return (text or "").strip().lower() in ("1", "true")
 
 
-def _picture(path: Path, tree: ElementTree.Element, pictures: ImageFolder, log: FindingLog) -> Picture | None:
+def _picture(path: Path, tree: ElementTree.Element, layout: _Layout, log: FindingLog) -> Picture | None:
     """The picture of a file, None, with a finding, where it is not there."""
-    name = _picture_name(path, tree, pictures)
-    if not pictures.check(name, str(path), log):
+    place = path.relative_to(layout.folder).with_suffix("")
+    name = _picture_name(place, tree, layout.pictures)
+    if not layout.pictures.check(name, str(path), log):
         return None
     width, height = tree.findtext("size/width"), tree.findtext("size/height")
     # Files made by other tools say 0 x 0 where they do not know.
     known = any((text or "0").strip() != "0" for text in (width, height))
-    return Picture(path.stem, name, picture_size(width, height, str(path), log) if known else None)
+    return Picture(place.as_posix(), name, picture_size(width, height, str(path), log) if known else None)
 
 
 def _add(
@@ -208,8 +211,13 @@ def _add(
     packer.add(picture, checked.boxes, [labels[i] for i in checked.kept], crowd, [math.nan] * len(crowd))
 
 
-def _picture_name(path: Path, tree: ElementTree.Element, pictures: ImageFolder) -> str:
-    """The file of the picture: as the XML has it, or called like the XML, which tools that rename forget to change."""
+def _picture_name(place: Path, tree: ElementTree.Element, pictures: ImageFolder) -> str:
+    """The file of the picture: as the XML has it, or called like the XML, which tools that rename forget to change.
+
+    It is looked for in the folder below that of the pictures that the XML has below its own, then in the first.
+    """
     stated = (tree.findtext("filename") or "").strip().replace("\\", "/").rpartition("/")[2]
-    candidates = [stated, *(path.stem + suffix for suffix in _SUFFIXES)]
-    return next((name for name in candidates if name and pictures.has(name)), stated or f"{path.stem}.jpg")
+    names = [stated, *(place.name + suffix for suffix in _SUFFIXES)]
+    nested = [(place.parent / name).as_posix() for name in names if name]
+    candidates = dict.fromkeys([*nested, *filter(None, names)])
+    return next(filter(pictures.has, candidates), nested[0])
