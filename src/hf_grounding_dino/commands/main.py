@@ -21,6 +21,8 @@ COMMANDS = {
     "train": "train or fine-tune a model from a recipe",
     "publish": "publish the model of a run with its card, to a folder or the Hub",
     "convert": "make a model folder from a checkpoint of the original repository or mmdetection, or the reverse",
+    "evaluate": "measure a model by the protocols of the papers",
+    "calibrate": "choose the threshold of each label that serves best",
     "benchmark": "time this package beside stock transformers, on the same weights",
 }
 

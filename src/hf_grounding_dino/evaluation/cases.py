@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.readers.packed import PackedRecords
+from ..data.readers.shapes import ShapesRecords
 from ..data.records import Record, RecordSet
 from .tasks import Case, CaseId
 from .truth import TruthFile
@@ -93,6 +94,9 @@ def record_ids(records: RecordSet) -> Sequence[CaseId]:
     """What the pictures of a set are called; reads each record where the set does not keep it apart."""
     if isinstance(records, PackedRecords):
         return list(records.pictures.ids)
+    if isinstance(records, ShapesRecords):
+        # Each would be drawn to be asked.
+        return range(len(records))
     return [records[i].image_id for i in range(len(records))]
 
 

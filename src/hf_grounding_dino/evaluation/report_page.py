@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -44,11 +45,7 @@ def render_page(report: Report, versions: Mapping[str, str | None]) -> str:
         versions: of the programs that measured.
     """
     analysis, facts = report.analysis, report.facts
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.lstrip_blocks = True
-    environment.filters["percent"] = percent
-    template = environment.from_string(resources.files(__package__).joinpath(TEMPLATE).read_text("utf-8"))
-    return template.render(
+    return _template().render(
         style=STYLE,
         report=report,
         facts=facts,
@@ -66,6 +63,14 @@ def render_page(report: Report, versions: Mapping[str, str | None]) -> str:
         protocol=_plain_values(facts),
         versions=versions,
     )
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.lstrip_blocks = True
+    environment.filters["percent"] = percent
+    return environment.from_string(resources.files(__package__).joinpath(TEMPLATE).read_text("utf-8"))
 
 
 def _tiles(report: Report) -> Iterator[tuple[str, str]]:

@@ -62,7 +62,7 @@ class Matrix(NamedTuple):
 
 def percent(value: float | None) -> str:
     """A number of [0, 1] as papers print it: 48.4; a dash where there is nothing to measure."""
-    return "–" if value is None or value < 0 else f"{100 * value:.1f}"
+    return "–" if value is None or not value >= 0 else f"{100 * value:.1f}"
 
 
 def headline_rows(numbers: Mapping[str, float], published: Sequence[Published]) -> list[HeadlineRow]:

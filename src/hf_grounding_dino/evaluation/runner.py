@@ -238,8 +238,8 @@ def protocol_of(
     return {
         "task": task.name,
         "ask": task.ask.protocol,
-        "model": model_fingerprint(model),
         "dtype": str(model.dtype).removeprefix("torch."),
+        "model": model_fingerprint(model),
         "pictures": {name: pictures[name] for name in _PICTURE_OPTIONS if name in pictures},
     }
 

@@ -17,7 +17,7 @@ from .report_page import STYLE
 from .report_tables import percent
 
 TEMPLATE = "summary.html.j2"
-_LEFT_TO_THE_REPORTS = re.compile("AP[sml]|AR.*")
+_LEFT_TO_THE_REPORTS = re.compile("AP[sml]|AR.*|mean_precision")
 
 
 def write_summary(
@@ -27,7 +27,7 @@ def write_summary(
     means: Mapping[str, float],
     published: Sequence[Published] = (),
 ) -> None:
-    """Write both files; metrics.json has every number, the page leaves those by size and recall to the reports.
+    """Write both files; metrics.json has every number, the page leaves those by size and of recall to the reports.
 
     Args:
         folder: that holds a folder with the report of each set.

@@ -1,0 +1,79 @@
+"""Choose the threshold of each label: `hf-grounding-dino calibrate --model DIR --annotations val.json`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import UserError, quiet_libraries
+from .asking import ask, detector_for, join_processes
+from .data_options import add_data_options, benchmark_lines, chosen_tasks
+from .evaluate import mistakes_of_the_user
+
+if TYPE_CHECKING:
+    from hf_grounding_dino.evaluation.calibration import Calibration
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `calibrate`."""
+    add_data_options(parser)
+    parser.add_argument("--model", required=True, help="a folder, or a repo on the Hub")
+    parser.add_argument("--to", type=Path, metavar="FOLDER", help="for thresholds.json (the folder of the model)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("calibration"), metavar="FOLDER",
+        help="for the predictions (%(default)s); what is there is gone on with",
+    )  # fmt: skip
+    parser.epilog = 'The pipeline and `detect` use the file with threshold "calibrated". Use pictures that neither '
+    parser.epilog += "trained the model nor will measure it."
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Choose thresholds, write them beside the model and print them.
+
+    Raises:
+        UserError: whatever is wrong with the options, the data, the model or the predictions.
+    """
+    if arguments.list:
+        sys.stdout.writelines(f"{line}\n" for line in benchmark_lines())
+        return 0
+    folder = arguments.to or Path(arguments.model)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder for thresholds.json; name one with --to")
+    with quiet_libraries(), mistakes_of_the_user():
+        from hf_grounding_dino.evaluation.askers import LabelAsker
+        from hf_grounding_dino.evaluation.calibration import calibrate
+        from hf_grounding_dino.evaluation.runner import answers
+
+        processes = join_processes(arguments)
+        tasks = chosen_tasks(arguments).tasks
+        if len(tasks) > 1:
+            raise UserError(
+                f"thresholds are chosen on one set, not on {len(tasks)}: {', '.join(t.name for t in tasks)}"
+            )
+        task = tasks[0]
+        if not task.labels:
+            raise UserError(f"{task.name}: has sentences instead of labels, so there are no thresholds to choose")
+        asked = ask(task, detector_for(arguments, processes), arguments.output, arguments)
+        if not processes.is_main_process:
+            return 0
+        # By the words of the prompts, which are what a user of the model gives as labels.
+        words = task.ask.labels if isinstance(task.ask, LabelAsker) else task.labels
+        calibration = calibrate(answers(task, asked.predictions), words)
+        written = calibration.thresholds(f"{len(task)} pictures of {task.name}").write(folder)
+    sys.stdout.write(as_text(calibration) + f"written: {written}\n")
+    return 0
+
+
+def as_text(calibration: Calibration) -> str:
+    """The thresholds and what they give, for a terminal."""
+    width = max(len("all labels"), *map(len, calibration.labels))
+    lines = [f"{'':{width}}  threshold  precision  recall     F1  objects"]
+    for name, choice in [*calibration.labels.items(), ("all labels", calibration.overall)]:
+        note = "" if choice.own else "  (too few objects: that of all labels)"
+        lines.append(
+            f"{name:{width}}  {choice.threshold:9.3f}  {choice.precision:9.3f}  {choice.recall:6.3f}  {choice.f1:5.3f}"
+            f"  {choice.num_truths:7d}{note}"
+        )
+    return "".join(f"{line}\n" for line in lines)

@@ -1,0 +1,131 @@
+"""The options that name what a model is evaluated on: a benchmark with its data, or a data set of any format."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from . import UserError
+
+if TYPE_CHECKING:
+    from hf_grounding_dino.evaluation.benchmarks import Benchmark
+    from hf_grounding_dino.evaluation.sets import CaseTask
+
+
+class Chosen(NamedTuple):
+    """What is evaluated on.
+
+    benchmark: None where a data set was named instead.
+    """
+
+    tasks: list[CaseTask]
+    benchmark: Benchmark | None
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `chosen_tasks` reads."""
+    parser.add_argument("benchmark", nargs="?", metavar="BENCHMARK", help="coco, lvis_minival, odinw13, ... (--list)")
+    parser.add_argument("--list", action="store_true", help="show the benchmarks with the files that they need")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="of a benchmark: where its files lie")
+    parser.add_argument(
+        "--format", default="coco", help="coco, lvis, odvg, mdetr, yolo, voc, datasets or shapes (%(default)s)"
+    )
+    parser.add_argument("--annotations", metavar="PATH", help="instead of a benchmark: file or folder of annotations")
+    parser.add_argument(
+        "--images", metavar="FOLDER",
+        help="where names of pictures start (beside the annotations; of COCO files with --predictions not looked for)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--label-map", metavar="FILE", help="how labels are called: JSON, a name a line, or a data.yaml"
+    )
+    parser.add_argument("--split", help="of sets that have several (train)")
+    parser.add_argument(
+        "--as", dest="reading", choices=("phrases", "expressions"), default="phrases",
+        help="of captions: look for their phrases, or take each as one expression (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--chunk-size", type=_positive, metavar="N", help="labels a prompt (as the protocol has it)")
+    parser.add_argument("--top-k", type=_positive, metavar="N", help="boxes that are kept (as the protocol has it)")
+    parser.add_argument("--limit", type=_positive, metavar="N", help="the first N cases only")
+    parser.add_argument(
+        "--leave-out-missing",
+        action="store_true",
+        help="do without pictures that are not there, and say so (COCO and LVIS files, benchmarks)",
+    )
+    parser.add_argument(
+        "--mmdet-compatible", action="store_true", help="count as mmdetection does where that moves a number"
+    )
+    parser.add_argument("--batch-size", type=_positive, default=1, metavar="N", help="pictures at a time (%(default)s)")
+    parser.add_argument("--num-workers", type=_positive, default=2, metavar="N", help="threads that open pictures")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (%(default)s)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument(
+        "--predictions", type=Path, metavar="PATH",
+        help="score these instead of asking a model: a folder of an earlier run, or a JSON list of COCO results",
+    )  # fmt: skip
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 up")
+    return int(text)
+
+
+def chosen_tasks(arguments: argparse.Namespace) -> Chosen:
+    """What the options name.
+
+    Raises:
+        UserError: neither or both of a benchmark and a data set are named.
+        DataError: the data cannot be used.
+        ValueError: there is no such benchmark.
+    """
+    from hf_grounding_dino.data.records import SourceEntry
+    from hf_grounding_dino.evaluation.assembly import Wishes, benchmark_tasks, source_task
+    from hf_grounding_dino.evaluation.benchmarks import find_benchmark
+
+    if arguments.predictions is not None and (arguments.chunk_size or arguments.top_k):
+        raise UserError("--chunk-size and --top-k are for asking a model, and change nothing about --predictions")
+    wishes = Wishes(
+        arguments.chunk_size,
+        arguments.top_k,
+        arguments.mmdet_compatible,
+        arguments.leave_out_missing,
+        arguments.reading,
+    )
+    if arguments.benchmark is not None:
+        benchmark = find_benchmark(arguments.benchmark)
+        if arguments.annotations is not None:
+            raise UserError(f"give the benchmark {benchmark.name} or --annotations, not both")
+        if arguments.data is None and benchmark.kind != "shapes":
+            raise UserError(f"--data is missing: the folder of {benchmark.title}, to be had at {benchmark.source}")
+        tasks = benchmark_tasks(benchmark, arguments.data, wishes)
+    else:
+        if arguments.annotations is None:
+            raise UserError("name a benchmark with --data FOLDER (see --list), or a data set with --annotations PATH")
+        benchmark = None
+        images = arguments.images
+        if images is None and arguments.format in ("coco", "lvis") and arguments.predictions is None:
+            images = str(Path(arguments.annotations).parent)
+        entry = SourceEntry(
+            format=arguments.format,
+            annotations=arguments.annotations,
+            images=images,
+            label_map=arguments.label_map,
+            split=arguments.split,
+        )
+        tasks = [source_task(entry, wishes)]
+    if arguments.limit is not None:
+        tasks = [task.first(arguments.limit) for task in tasks]
+    return Chosen(tasks, benchmark)
+
+
+def benchmark_lines() -> list[str]:
+    """The benchmarks, one a line, with the first place of each file below the data root."""
+    from hf_grounding_dino.evaluation.benchmarks import BENCHMARKS, SHAPES
+
+    lines = []
+    for benchmark in (SHAPES, *BENCHMARKS):
+        lines.append(f"{benchmark.name:12}  {benchmark.title}; {benchmark.source}")
+        for split in benchmark.splits:
+            lines.append(f"{'':14}{split.name}: {split.annotations[0]}, pictures in {split.images[0]}")
+    return lines
