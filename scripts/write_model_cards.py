@@ -70,8 +70,9 @@ base_model: {id}
 ```python
 from hf_grounding_dino import GroundingDinoForObjectDetection, GroundingDinoProcessor
 
-model = GroundingDinoForObjectDetection.from_pretrained("{id}")
-processor = GroundingDinoProcessor.from_pretrained("{id}")
+name = "{id}"
+model = GroundingDinoForObjectDetection.from_pretrained(name)
+processor = GroundingDinoProcessor.from_pretrained(name)
 ```
 
 With `transformers` (5.23 or later) alone:
@@ -79,8 +80,9 @@ With `transformers` (5.23 or later) alone:
 ```python
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
-model = AutoModelForZeroShotObjectDetection.from_pretrained("{id}")
-processor = AutoProcessor.from_pretrained("{id}")
+name = "{id}"
+model = AutoModelForZeroShotObjectDetection.from_pretrained(name)
+processor = AutoProcessor.from_pretrained(name)
 ```
 
 ## Published numbers
