@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-gpu lint format clean
+.PHONY: demo test test-gpu test-upstream docs lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hf-grounding-dino detect --demo
@@ -15,6 +15,13 @@ test: $(VENV)/.installed-test
 test-gpu: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/hf-grounding-dino benchmark --device cuda --dtypes float32,float16,bfloat16 --batch 1,8 --cases forward,train,kernel
+
+# The tests that transformers has for all its models, on the models of this package; fetches its source.
+test-upstream: $(VENV)/.installed-upstream
+	$(BIN)/python scripts/upstream_tests.py
+
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff format --check .

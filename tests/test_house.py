@@ -52,6 +52,7 @@ STAGES = [
     "vocabulary",
     "pipeline",
     "registration",
+    "remote_code",
     "drawing",
     "canvas",
 ]

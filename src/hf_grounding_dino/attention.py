@@ -15,7 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_grounding_dino import AnyGroundingDinoConfig
 from .context import ImageContext, TextContext
-from .token_wise import batched_linear
+from .token_wise import batched_linear, is_plain_linear
 
 IMAGE_ROWS = 1024
 """How many image tokens at least meet the text at a time when no gradient is recorded; on a CPU no more than that, so
@@ -156,8 +156,9 @@ class BidirectionalAttention(nn.Module):
 
         The weights are `(B * H, S, T)` and `(B * H, T, S)`.
         """
-        # Dropped weights no longer add up to 1, on which the order below rests.
-        if want_weights or (self.training and self.config.fusion_dropout):
+        # Dropped weights no longer add up to 1, on which the order below rests; and it takes layers for their weights.
+        dropped = self.training and self.config.fusion_dropout
+        if want_weights or dropped or not all(is_plain_linear(layer) for layer in self._taken_for_their_weights()):
             return self.step_by_step(image_BSD, text_BTD, image, text)
         folded = self._fold(text_BTD)
         attend_folded = self._attend if torch.is_grad_enabled() else self._attend_in_chunks
@@ -185,6 +186,9 @@ class BidirectionalAttention(nn.Module):
             image_weights.flatten(0, 1),
             text_weights.flatten(0, 1),
         )
+
+    def _taken_for_their_weights(self) -> tuple[nn.Module, ...]:
+        return self.vision_proj, self.values_vision_proj, self.out_vision_proj
 
     def _fold(self, text_BTD: Tensor) -> FoldedText:
         """Per head (T Wk)(X Wq)' = (T Wk Wq') X', and P (T Wv) Wo = P (T Wv Wo); the image's bias adds per token."""

@@ -31,7 +31,7 @@ def multi_scale_deformable_attention_reference(
     # Half-precision coordinates would be off by up to half a cell, so everything here is at least float32.
     dtype = torch.promote_types(value.dtype, torch.float32)
     # Beyond -1 and 2 nothing of a map is near; grid_sample has no good answer for what is not finite.
-    grids = 2 * sampling_locations.to(dtype).nan_to_num(FAR_OUTSIDE).clamp(-1, FAR_OUTSIDE) - 1
+    grids = 2 * sampling_locations.to(dtype).nan_to_num(FAR_OUTSIDE).clamp(-1.0, FAR_OUTSIDE) - 1
     sampled = []
     for level, (height, level_width) in enumerate(spatial_shapes):
         maps = levels[level].to(dtype).permute(0, 2, 3, 1).reshape(batch * heads, width, height, level_width)
@@ -102,25 +102,7 @@ def _check(
         )
 
 
-torch.library.define(
-    "hf_grounding_dino::deformable_attention",
-    "(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights) -> Tensor",
-)
-torch.library.define(
-    "hf_grounding_dino::deformable_attention_backward",
-    "(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights)"
-    " -> (Tensor, Tensor, Tensor)",
-)
-
-
-@torch.library.register_fake("hf_grounding_dino::deformable_attention")
-def _(value: Tensor, spatial_shapes: list[int], sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:
-    batch, _, heads, width = value.shape
-    return value.new_empty(batch, sampling_locations.shape[1], heads * width)
-
-
-@torch.library.register_fake("hf_grounding_dino::deformable_attention_backward")
-def _(
+def _backward_fake(
     grad_output: Tensor,
     value: Tensor,
     spatial_shapes: list[int],
@@ -130,6 +112,11 @@ def _(
     packed = torch.contiguous_format
     grads = (torch.empty_like(t, memory_format=packed) for t in (value, sampling_locations, attention_weights))
     return tuple(grads)  # type: ignore[return-value]
+
+
+def _fake(value: Tensor, spatial_shapes: list[int], sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:
+    batch, _, heads, width = value.shape
+    return value.new_empty(batch, sampling_locations.shape[1], heads * width)
 
 
 def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -145,7 +132,19 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, Tensor, Tens
     return of_value, None, of_locations, of_weights
 
 
-torch.library.register_autograd("hf_grounding_dino::deformable_attention", _backward, setup_context=_save_inputs)
+def _define_operators() -> None:
+    name, backward = (f"hf_grounding_dino::deformable_attention{end}" for end in ("", "_backward"))
+    inputs = "Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights"
+    torch.library.define(name, f"({inputs}) -> Tensor")
+    torch.library.define(backward, f"(Tensor grad_output, {inputs}) -> (Tensor, Tensor, Tensor)")
+    torch.library.register_fake(name, _fake)
+    torch.library.register_fake(backward, _backward_fake)
+    torch.library.register_autograd(name, _backward, setup_context=_save_inputs)
+
+
+# A copy of this module, as remote code is, may have been here before.
+if not hasattr(torch.ops.hf_grounding_dino, "deformable_attention"):
+    _define_operators()
 
 
 class DeformableAttention(nn.Module):

@@ -122,6 +122,8 @@ def _decide(device_type: str) -> KernelStatus:
     if device_type == "cuda" and not torch.cuda.is_available():
         return KernelStatus("reference", "there is no CUDA device")
     try:
+        if not SOURCES.is_dir():  # remote code, of which transformers copies Python alone
+            raise RuntimeError("this copy of the code has no kernel; `pip install hf-grounding-dino` brings it")
         recipe = cpu_recipe() if device_type == "cpu" else cuda_recipe([torch.cuda.get_device_capability()])
         return KernelStatus("kernel", _load(recipe))
     except Exception as error:  # whatever a tool chain may raise, the plain definition still serves

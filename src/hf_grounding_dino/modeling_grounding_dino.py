@@ -67,6 +67,12 @@ class GroundingDinoPreTrainedModel(PreTrainedModel):
             raise ValueError("`use_reentrant=True` is not supported for gradient checkpointing; leave it out.")
         super().gradient_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
 
+    def enable_input_require_grads(self) -> None:
+        """As in transformers, for the words alone: what embeds an image gives more than a tensor."""
+        embeddings = self.get_input_embeddings()
+        self._require_grads_hook = embeddings.register_forward_hook(lambda *call: call[-1].requires_grad_(True))
+        self._require_grads_hooks = [self._require_grads_hook]
+
     def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
         """As in transformers; afterwards no parameter that the network does not use is trained."""
         super().tie_weights(missing_keys, recompute_mapping)
@@ -259,7 +265,7 @@ class GroundingDinoModel(GroundingDinoPreTrainedModel):
 
     def _query_content(self, chosen_BQD: Tensor) -> Tensor:
         if self.config.embedding_init_target:
-            return self.query_position_embeddings.weight.expand(len(chosen_BQD), -1, -1)
+            return self.query_position_embeddings.weight.expand(chosen_BQD.shape[0], -1, -1)
         return chosen_BQD.detach()
 
     def _all_box_logits(self, first_stage: FirstStage, image: ImageContext) -> Tensor:

@@ -43,7 +43,7 @@ def token_wise(x: Tensor, *layers: nn.Module) -> Tensor:
 def _differentiable(layer: nn.Module, x: Tensor) -> Tensor:
     """A layer with gradients; a linear one as a convolution of single pixels, which goes through oneDNN both ways."""
     suits = x.numel() > CONVOLUTION_VALUES and _suits_onednn(x)
-    if not (suits and isinstance(layer, nn.Linear) and is_plain_linear(layer)):
+    if not (suits and isinstance(layer, nn.Linear) and _is_plain_on_cpu(layer)):
         output: Tensor = layer(x)
         return output
     pixels = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
@@ -92,10 +92,14 @@ def _onednn_chain(x: Tensor, layers: tuple[nn.Module, ...]) -> Step | None:
     for layer in layers:
         if isinstance(layer, nn.Dropout) and not layer.training:
             continue
-        if not isinstance(layer, nn.ReLU | GELUActivation) and not is_plain_linear(layer):
+        if not isinstance(layer, nn.ReLU | GELUActivation) and not _is_plain_on_cpu(layer):
             return None
         steps.append(layer)
     return _chain([*steps, Tensor.to_dense])
+
+
+def _is_plain_on_cpu(layer: nn.Module) -> bool:
+    return is_plain_linear(layer) and layer.get_parameter("weight").device.type == "cpu"
 
 
 def is_plain_linear(layer: nn.Module) -> bool:
@@ -103,7 +107,6 @@ def is_plain_linear(layer: nn.Module) -> bool:
     return (
         type(layer) is nn.Linear
         and type(layer.weight) is nn.Parameter
-        and layer.weight.device.type == "cpu"
         and "forward" not in vars(layer)
         and not layer._forward_hooks
         and not layer._forward_pre_hooks

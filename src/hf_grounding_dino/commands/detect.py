@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT_THRESHOLD = 0.25
+MOST_TOKENS = 8192
+"""Of one prompt: memory grows with the square of its length."""
 CALIBRATED = "calibrated"
 
 # --- the detector ------------------------------------------------------------------------------------------------
@@ -129,6 +132,7 @@ def load_detector(model: str | Path = NANO, device: str = "auto", dtype: str = "
             no such device.
     """
     import torch
+    from safetensors import SafetensorError
 
     from hf_grounding_dino.processing_grounding_dino import GroundingDinoProcessor
     from hf_grounding_dino.prompts import special_token_ids
@@ -141,6 +145,8 @@ def load_detector(model: str | Path = NANO, device: str = "auto", dtype: str = "
         processor = GroundingDinoProcessor.from_pretrained(str(model))
     except UserError:
         raise
+    except SafetensorError as error:
+        raise UserError(f"the weights of the model {model} are not whole, or no weights: {error}") from error
     except Exception as error:  # transformers, the Hub's client and safetensors have no error in common
         raise UserError(f"the model {model} cannot be loaded: {str(error) or type(error).__name__}") from error
     if not set(special_token_ids(processor.tokenizer)) <= set(network.config.phrase_boundary_token_ids):
@@ -305,12 +311,22 @@ def _requested_prompt(arguments: argparse.Namespace) -> PromptText:
 
 
 def _check_prompt(prompt: PromptText, detector: Detector) -> None:
-    from hf_grounding_dino.prompts import encode_prompt
+    """Refuse what the tokenizer does not know, and what the model cannot hold, before any picture is read."""
+    from hf_grounding_dino.prompts import encode_prompt, special_token_ids
 
+    tokenizer = detector.processor.tokenizer
     try:
-        encode_prompt(prompt, detector.processor.tokenizer)
+        ids = encode_prompt(prompt, tokenizer).input_ids
     except ValueError as error:
         raise UserError(error) from error
+    if len(ids) > MOST_TOKENS:
+        raise UserError(f"the prompt is too long: {len(ids)} tokens, and {MOST_TOKENS} is the most")
+    ends = [place for place, token in enumerate(ids) if token in special_token_ids(tokenizer)]
+    longest = max(end - start for start, end in pairwise(ends))
+    positions = detector.model.config.get_text_config().max_position_embeddings
+    if longest > positions:
+        what = "sentence of the caption" if isinstance(prompt, str) else "label"
+        raise UserError(f"a {what} is too long: {longest} tokens, and the model reads {positions} at most")
 
 
 def _png(drawing: Image.Image) -> bytes:

@@ -1,0 +1,110 @@
+"""The code of this package beside a saved model, for `trust_remote_code=True` where the package is not installed.
+
+The loader of transformers copies flat modules that import each other by `from .module import name`, and nothing else.
+This module is the one it enters by, so that all classes of a repo share one copy of the others. The kernels are no part
+of it: without the package, deformable attention is plain PyTorch.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from .configuration_grounding_dino import GroundingDinoConfig, MMGroundingDinoConfig
+from .image_processing_grounding_dino import GroundingDinoImageProcessor
+from .modeling_grounding_dino import (
+    GroundingDinoForObjectDetection,
+    GroundingDinoModel,
+    MMGroundingDinoForObjectDetection,
+    MMGroundingDinoModel,
+)
+from .processing_grounding_dino import GroundingDinoProcessor
+
+_MODEL_CLASSES: dict[str, dict[str, type]] = {
+    "grounding-dino": {
+        "AutoConfig": GroundingDinoConfig,
+        "AutoModel": GroundingDinoModel,
+        "AutoModelForZeroShotObjectDetection": GroundingDinoForObjectDetection,
+    },
+    "mm-grounding-dino": {
+        "AutoConfig": MMGroundingDinoConfig,
+        "AutoModel": MMGroundingDinoModel,
+        "AutoModelForZeroShotObjectDetection": MMGroundingDinoForObjectDetection,
+    },
+}
+_IMAGE_PROCESSOR: dict[str, type] = {"AutoImageProcessor": GroundingDinoImageProcessor}
+_PROCESSOR: dict[str, type] = {"AutoProcessor": GroundingDinoProcessor}
+
+
+def export_remote_code(folder: str | os.PathLike[str]) -> list[Path]:
+    """Put the code of the model and its processor into a folder that `save_pretrained` wrote.
+
+    With `trust_remote_code=True` the auto classes of transformers then give the classes of this package, installed or
+    not; without it they give the stock ones as before, and ask nothing. A repo without this is the rule: whoever has
+    the package needs no copy of it.
+
+    Args:
+        folder: holds the `config.json` of either model type, and the files of the processor if there is one.
+
+    Returns:
+        The files that were written or changed.
+
+    Raises:
+        ValueError: there is no configuration of this family in the folder.
+    """
+    root = Path(folder)
+    config = root / "config.json"
+    model_type = _read(config).get("model_type") if config.is_file() else None
+    if model_type not in _MODEL_CLASSES:
+        raise ValueError(f"{config}: no configuration of {' or '.join(_MODEL_CLASSES)} is here.")
+    changed = [_copy(module, root) for module in _modules()]
+    processor, images = root / "processor_config.json", root / "preprocessor_config.json"
+    if processor.is_file():
+        values = _with_classes(_read(processor), _PROCESSOR)
+        if isinstance(values.get("image_processor"), dict):
+            values["image_processor"] = _with_classes(values["image_processor"], _IMAGE_PROCESSOR)
+        changed.append(_write(processor, values))
+    if images.is_file():
+        changed.append(_write(images, _with_classes(_read(images), _IMAGE_PROCESSOR | _PROCESSOR)))
+    # Last, so that it names no module that is not there.
+    return [*changed, _write(config, _with_classes(_read(config), _MODEL_CLASSES[model_type]))]
+
+
+def _modules() -> list[Path]:
+    """This module and all that it imports from beside it, and they, and so on."""
+    here = Path(__file__)
+    found = [here]
+    for module in found:
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level == 1:
+                needed = here.with_name(f"{node.module}.py")
+                found += [needed] if needed not in found else []
+    return found
+
+
+def _with_classes(values: dict[str, Any], classes: dict[str, type]) -> dict[str, Any]:
+    entries = {auto: f"{Path(__file__).stem}.{own.__name__}" for auto, own in classes.items()}
+    return values | {"auto_map": values.get("auto_map", {}) | entries}
+
+
+def _copy(module: Path, folder: Path) -> Path:
+    return Path(shutil.copyfile(module, folder / module.name))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return values
+
+
+def _write(file: Path, values: dict[str, Any]) -> Path:
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(unfinished, file)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return file
