@@ -23,7 +23,7 @@ from hf_grounding_dino.training.recipe import read_recipe, recipe_names
 from hf_grounding_dino.training.schedules import ScheduleSettings
 from hf_grounding_dino.training.start import load_start
 
-OF_OUR_OWN = {"shapes", "nano", "finetune_small", "lora_one_gpu"}
+OF_OUR_OWN = {"shapes", "nano", "nano_places", "finetune_small", "lora_one_gpu"}
 # Epochs [drops], pictures an epoch, pictures a step.
 PUBLISHED = {
     "pretrain_t_o365": "30 [19, 26], 608606, 128",
