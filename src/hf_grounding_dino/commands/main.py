@@ -23,6 +23,7 @@ COMMANDS = {
     "convert": "make a model folder from a checkpoint of the original repository or mmdetection, or the reverse",
     "evaluate": "measure a model by the protocols of the papers",
     "calibrate": "choose the threshold of each label that serves best",
+    "app": "open a page to try a model on",
     "benchmark": "time this package beside stock transformers, on the same weights",
 }
 

@@ -1,0 +1,115 @@
+"""The page as a Space: settings that the Hub takes, and an app.py that runs."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from importlib.metadata import version
+from pathlib import Path
+
+import gradio
+import pytest
+from huggingface_hub import SpaceCard
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+import hf_grounding_dino
+from hf_grounding_dino.assets import NANO
+from hf_grounding_dino.page.space import export_space
+from tiny import tiny_model
+
+COLORS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+KNOWN = {
+    *("title", "emoji", "colorFrom", "colorTo", "sdk", "sdk_version", "python_version", "app_file", "license"),
+    *("short_description", "models", "tags", "pinned"),
+}
+SOURCE = Path(hf_grounding_dino.__file__).parents[1]
+
+
+def check_settings(folder: Path) -> dict[str, object]:
+    """The rules of huggingface.co/docs/hub/spaces-config-reference, as far as they can be checked without the Hub."""
+    card = SpaceCard.load(folder / "README.md")
+    data: dict[str, object] = card.data.to_dict()
+    assert set(data) <= KNOWN
+    assert data["sdk"] == "gradio" and Version(str(data["sdk_version"])) == Version(version("gradio"))
+    assert re.fullmatch(r"3\.\d+", str(data["python_version"]))
+    assert {data["colorFrom"], data["colorTo"]} <= COLORS
+    assert len(str(data["emoji"])) == 1 and not str(data["emoji"]).isascii()
+    assert 0 < len(str(data["short_description"])) <= 60
+    assert data["license"] == "apache-2.0"
+    assert (folder / str(data["app_file"])).is_file()
+    assert all(re.fullmatch(r"[\w.-]+/[\w.-]+", model) for model in data.get("models", []))  # type: ignore[attr-defined]
+    return data
+
+
+def import_app(folder: Path) -> str:
+    """Import app.py, which serves nothing yet, and give the title of its page."""
+    page = runpy.run_path(str(folder / "app.py"), run_name="app")["page"]
+    assert isinstance(page, gradio.Blocks) and not page.is_running
+    return str(page.title)
+
+
+def test_with_the_model_that_ships(tmp_path: Path) -> None:
+    """Into a folder that is there and empty; the model comes with the package."""
+    folder = tmp_path / "space"
+    folder.mkdir()
+    export_space(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "app.py", "requirements.txt"]
+    assert "models" not in check_settings(folder)
+    requirement = Requirement((folder / "requirements.txt").read_text().strip())
+    assert requirement.name == "hf-grounding-dino" and requirement.extras == {"app"}
+    assert requirement.specifier.contains(hf_grounding_dino.__version__, prereleases=True)
+    assert str(SOURCE) not in (folder / "app.py").read_text()
+    assert import_app(folder) == "Grounding DINO"
+
+
+def test_with_a_model_of_the_hub(tmp_path: Path) -> None:
+    export_space(tmp_path / "space", "IDEA-Research/grounding-dino-tiny", "bfloat16")
+    assert check_settings(tmp_path / "space")["models"] == ["IDEA-Research/grounding-dino-tiny"]
+    app = (tmp_path / "space" / "app.py").read_text()
+    assert "load_detector('IDEA-Research/grounding-dino-tiny', dtype='bfloat16')" in app
+    compile(app, "app.py", "exec")
+
+
+def test_with_a_model_of_a_folder(tmp_path: Path) -> None:
+    """The model is copied, what else lies there is not, and app.py finds it."""
+    model = tmp_path / "mine"
+    tiny_model().save_pretrained(model)
+    for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):
+        (model / name).write_bytes((NANO / name).read_bytes())
+    (model / "optimizer.pt").touch()
+    (model / ".secret.json").touch()
+    export_space(tmp_path / "space", str(model), note='it\'s "mine"')
+    copied = {path.name for path in (tmp_path / "space" / "model").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= copied
+    assert not {"optimizer.pt", ".secret.json"} & copied
+    assert str(tmp_path) not in (tmp_path / "space" / "app.py").read_text()
+    assert "models" not in check_settings(tmp_path / "space")
+    assert import_app(tmp_path / "space") == "Grounding DINO"
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    (tmp_path / "file").touch()
+    (tmp_path / "bare").mkdir()
+    for name in ("full", "file"):
+        with pytest.raises(ValueError, match="is not an empty folder"):
+            export_space(tmp_path / name)
+    with pytest.raises(ValueError, match=r"has no config\.json"):
+        export_space(tmp_path / "new", str(tmp_path / "bare"))
+    for model in ("./none", "a/b/c", str(tmp_path / "none")):
+        with pytest.raises(ValueError, match="no such model"):
+            export_space(tmp_path / "new", model)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bare", "file", "full"]
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
+
+
+def test_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Path, *args: object, **kwargs: object) -> int:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(OSError, match="full"):
+        export_space(tmp_path / "space")
+    assert not list(tmp_path.iterdir())
