@@ -44,6 +44,8 @@ STAGES = [
     "passage",
     "objective",
     "modeling_grounding_dino",
+    "masked_pyramid",
+    "exporting",
     "conversion_rules",
     "foreign_checkpoint",
     "architecture",

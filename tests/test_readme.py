@@ -11,12 +11,16 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def test_code_runs_and_finds_something(capsys: pytest.CaptureFixture[str]) -> None:
-    """One block after another, as a reader would; each finds the red square."""
+def test_code_runs_and_finds_something(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One block after another, as a reader would; each finds the red square, and the first draws it."""
+    monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
         exec(compile(code, "README.md", "exec"), names)
         assert "red square" in capsys.readouterr().out.lower(), code
+        assert (tmp_path / "found.png").is_file()
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\((?!https?:)([^)#]+)\)", README))

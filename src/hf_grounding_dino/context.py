@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 Size = tuple[int, int]
+OwnSizes = tuple[Size, ...] | Tensor
+"""(height, width) of each image's own part of a level; a tensor `(B, 2)` where a graph is made for any sizes."""
 
 
 class ImageContext(NamedTuple):
@@ -27,7 +29,7 @@ class ImageContext(NamedTuple):
     """
 
     spatial_shapes: tuple[Size, ...]
-    sizes: tuple[tuple[Size, ...], ...]
+    sizes: tuple[OwnSizes, ...]
     may_attend_B11S: Tensor | None
     padding_BS1: Tensor | None
     valid_ratios_BL2: Tensor
@@ -36,8 +38,9 @@ class ImageContext(NamedTuple):
 
     @property
     def fewest_tokens(self) -> int:
-        """How many tokens the smallest image of the batch has of its own."""
-        return min(sum(h * w for h, w in image) for image in zip(*self.sizes, strict=True))
+        """How many tokens the smallest image of the batch has of its own; 0, as it may be, where only a graph knows."""
+        known = [level for level in self.sizes if isinstance(level, tuple)]
+        return min((sum(h * w for h, w in image) for image in zip(*known, strict=True)), default=0)
 
 
 class Recording(NamedTuple):
@@ -65,7 +68,7 @@ class TextContext(NamedTuple):
     positions_BTD: Tensor
 
 
-def cell_centres(sizes: tuple[Size, ...], padded: Size, device: torch.device) -> Tensor:
+def cell_centres(sizes: OwnSizes, padded: Size, device: torch.device) -> Tensor:
     """Centres (x, y) of a level's cells in units of each image's own part, `(B, H * W, 2)`, float32.
 
     Args:
@@ -74,15 +77,15 @@ def cell_centres(sizes: tuple[Size, ...], padded: Size, device: torch.device) ->
     """
     y = torch.arange(padded[0], device=device, dtype=torch.float32) + 0.5
     x = torch.arange(padded[1], device=device, dtype=torch.float32) + 0.5
-    own = torch.tensor(sizes, device=device, dtype=torch.float32)
+    own = torch.as_tensor(sizes, device=device, dtype=torch.float32)
     y_BH1 = (y / own[:, :1])[:, :, None].expand(-1, -1, padded[1])
     x_B1W = (x / own[:, 1:])[:, None, :].expand(-1, padded[0], -1)
     return torch.stack([x_B1W, y_BH1], -1).flatten(1, 2)
 
 
-def padding_mask(sizes: tuple[Size, ...], padded: Size, device: torch.device) -> Tensor:
+def padding_mask(sizes: OwnSizes, padded: Size, device: torch.device) -> Tensor:
     """True on the cells of a level outside each image's own part, `(B, H * W)`."""
-    own = torch.tensor(sizes, device=device)
+    own = torch.as_tensor(sizes, device=device)
     y_BH = torch.arange(padded[0], device=device) >= own[:, :1]
     x_BW = torch.arange(padded[1], device=device) >= own[:, 1:]
     return (y_BH[:, :, None] | x_BW[:, None, :]).flatten(1)

@@ -47,7 +47,7 @@ class EncodedImage(NamedTuple):
         if not rows or not all(0 <= row < self.num_images for row in rows):
             raise ValueError(f"Choose from images 0 to {self.num_images - 1}, not {rows}.")
         batch = self.num_images
-        sizes = tuple(tuple(level[row] for row in rows) for level in self.context.sizes)
+        sizes: Any = tuple(tuple(level[row] for row in rows) for level in self.context.sizes)
         tensors: dict[str, Any] = {
             name: _take(value, rows)
             for name, value in self.context._asdict().items()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .context import Size
+from .context import OwnSizes, Size
 
 MAX_LEARNED_POSITIONS = 50
 
@@ -49,9 +49,9 @@ class SinePositionEmbedding(nn.Module):
         self.width = width
         self.temperature = temperature
 
-    def forward(self, sizes: tuple[Size, ...], padded: Size, device: torch.device) -> Tensor:
+    def forward(self, sizes: OwnSizes, padded: Size, device: torch.device) -> Tensor:
         """Embed a level of padded (H, W), `(B, H * W, width)`, rows first."""
-        own = torch.tensor(sizes, device=device, dtype=torch.float32) + 1e-6
+        own = torch.as_tensor(sizes, device=device, dtype=torch.float32) + 1e-6
         y_BH = torch.arange(1, padded[0] + 1, device=device) / own[:, :1] * 2 * math.pi
         x_BW = torch.arange(1, padded[1] + 1, device=device) / own[:, 1:] * 2 * math.pi
         y_BHWC = sine_embedding(y_BH, self.width // 2, self.temperature)[:, :, None].expand(-1, -1, padded[1], -1)
@@ -72,7 +72,7 @@ class LearnedPositionEmbedding(nn.Module):
         init.uniform_(self.row_embeddings.weight)
         init.uniform_(self.column_embeddings.weight)
 
-    def forward(self, sizes: tuple[Size, ...], padded: Size, device: torch.device) -> Tensor:
+    def forward(self, sizes: OwnSizes, padded: Size, device: torch.device) -> Tensor:
         """Embed a level of padded (H, W), `(B, H * W, width)`, rows first.
 
         Raises:

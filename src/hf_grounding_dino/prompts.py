@@ -64,12 +64,9 @@ def sub_sentence_attention(input_ids_BT: Tensor, special_token_ids: Sequence[int
     before = special.long().cumsum(1) - special.long()
     remaining = special.long().sum(1, keepdim=True) - before
     real = remaining > 0
-    index = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device).expand_as(input_ids_BT)
     same_block = (before[:, :, None] == before[:, None, :]) & real[:, :, None] & real[:, None, :]
     may_attend = same_block | torch.eye(input_ids_BT.shape[1], dtype=torch.bool, device=input_ids_BT.device)
-    last_special = torch.where(special, index, -1).cummax(1).values
-    previous_special = torch.cat([torch.full_like(index[:, :1], -1), last_special[:, :-1]], 1)
-    return may_attend, torch.where(real, index - previous_special - 1, 0)
+    return may_attend, same_block.tril(-1).sum(-1)
 
 
 def phrase_numbers(input_ids_BT: Tensor, special_token_ids: Sequence[int]) -> Tensor:

@@ -75,7 +75,8 @@ def select_queries(logits_BST: Tensor, image: ImageContext, num_queries: int) ->
     scores_BS = logits_BST.amax(-1).float()
     if image.padding_BS1 is not None:
         scores_BS = scores_BS.masked_fill(image.padding_BS1[..., 0], -torch.inf)
-    missing = num_queries - scores_BS.shape[1]
+    # A graph for any size is ready for the smallest.
+    missing = num_queries if torch.compiler.is_exporting() else num_queries - scores_BS.shape[1]
     if missing > 0:
         scores_BS = torch.nn.functional.pad(scores_BS, (0, missing), value=-torch.inf)
     best_BQ, indices_BQ = scores_BS.topk(num_queries, dim=1)

@@ -20,6 +20,7 @@ COMMANDS = {
     "validate": "say what is odd in a data set, and change nothing",
     "train": "train or fine-tune a model from a recipe",
     "publish": "publish the model of a run with its card, to a folder or the Hub",
+    "export": "write a model as one file for ONNX Runtime, OpenVINO or torch.export, and check it",
     "convert": "make a model folder from a checkpoint of the original repository or mmdetection, or the reverse",
     "evaluate": "measure a model by the protocols of the papers",
     "calibrate": "choose the threshold of each label that serves best",
