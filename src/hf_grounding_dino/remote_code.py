@@ -23,6 +23,7 @@ from .modeling_grounding_dino import (
     MMGroundingDinoModel,
 )
 from .processing_grounding_dino import GroundingDinoProcessor
+from .whole_files import write_whole
 
 _MODEL_CLASSES: dict[str, dict[str, type]] = {
     "grounding-dino": {
@@ -101,10 +102,4 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _write(file: Path, values: dict[str, Any]) -> Path:
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(unfinished, file)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return file
+    return write_whole(file, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

@@ -13,6 +13,7 @@ from typing import Any, Self
 from transformers.utils.hub import cached_file
 
 from .post_processing import Detections
+from .whole_files import write_whole
 
 THRESHOLDS_FILE = "thresholds.json"
 CALIBRATED = "calibrated"
@@ -93,12 +94,8 @@ class Thresholds:
 
     def write(self, folder: str | os.PathLike[str]) -> Path:
         """Write `thresholds.json` into the folder of a model, at once, and return its path."""
-        path = Path(folder, THRESHOLDS_FILE)
-        beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         content = {"scoring": "mean", "default": self.default, "labels": dict(self.labels), "source": self.source}
-        beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(beside, path)
-        return path
+        return write_whole(Path(folder, THRESHOLDS_FILE), json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def threshold_per_label(threshold: Any, labels: Sequence[str]) -> list[float]:

@@ -12,12 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_grounding_dino.data.records import DataError, ListedRecords, Record
+from hf_grounding_dino.data.records import DataError, Record
 from hf_grounding_dino.evaluation.askers import LabelAsker
 from hf_grounding_dino.evaluation.lvis import LvisDetection
 from hf_grounding_dino.evaluation.sentence_files import read_sentences
 from hf_grounding_dino.evaluation.sets import CaptionTask, DescriptionTask, DetectionTask, ExpressionTask
 from hf_grounding_dino.evaluation.truth import read_truth
+from listed_records import ListedRecords
 
 
 def save(folder: Path, document: Any, *pictures: str) -> Path:

@@ -11,9 +11,10 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from hf_grounding_dino.data.records import ListedRecords, Record
+from hf_grounding_dino.data.records import Record
 from hf_grounding_dino.training.card import CardFacts, SetFacts, facts_of_run, write_card
 from hf_grounding_dino.training.facts import Score, set_facts, write_data_facts
+from listed_records import ListedRecords
 from training.published_run import write_run
 
 BARE = CardFacts(name="thing", model_type="grounding-dino")

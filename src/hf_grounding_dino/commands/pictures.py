@@ -12,6 +12,8 @@ from urllib.parse import unquote, urlsplit
 
 from PIL import Image, UnidentifiedImageError
 
+from hf_grounding_dino.whole_files import write_whole
+
 from . import UserError
 
 _URL_SCHEMES = ("http://", "https://")
@@ -136,11 +138,7 @@ def write_file(path: Path, content: bytes) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    unfinished = path.with_name(f".{os.getpid()}.unfinished")
     try:
-        unfinished.write_bytes(content)
-        os.replace(unfinished, path)
+        write_whole(path, content)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)

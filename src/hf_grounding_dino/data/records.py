@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -153,34 +153,6 @@ _NAMELESS = {"annotations", "_annotations.coco", "annotation", "data", "instance
 def set_name(entry: SourceEntry, file: Path) -> str:
     """What a set is called: as the entry says, or as its file, or as the folder where all files are called alike."""
     return entry.name or (file.absolute().parent.name if file.stem.lower() in _NAMELESS else file.stem)
-
-
-@dataclass(frozen=True)
-class ListedRecords:
-    """Records that are all in memory."""
-
-    name: str
-    records: list[Record]
-    label_names: tuple[str, ...] = ()
-    category_ids: tuple[int, ...] = ()
-    findings: tuple[Finding, ...] = field(default=())
-
-    def __len__(self) -> int:
-        """Number of records."""
-        return len(self.records)
-
-    @property
-    def num_boxes(self) -> int:
-        """Number of boxes in all records."""
-        return sum(len(record.boxes) for record in self.records)
-
-    def __getitem__(self, index: int) -> Record:
-        """The record at a position."""
-        return self.records[index]
-
-    def size(self, index: int) -> tuple[int, int] | None:
-        """(width, height) as the file says."""
-        return self.records[index].size
 
 
 class DataError(ValueError):

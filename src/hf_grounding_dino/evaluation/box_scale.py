@@ -13,7 +13,7 @@ from PIL import Image
 from ..data.readers.headers import upright_size
 from ..data.records import ImageSource
 from .analysis import Sample
-from .matching import overlaps
+from .overlap import overlaps
 
 _LEAST_SHARE = 0.4
 _LEAST_GAIN = 2.0

@@ -9,7 +9,8 @@ import numpy as np
 
 from .average_precision import NOTHING_TO_MEASURE
 from .metric import Float, Found, ItemId, ItemMetric, boxes_of
-from .referring import check_iou, overlaps
+from .overlap import overlaps
+from .referring import check_iou
 
 
 class GeneralizedResult(NamedTuple):

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from faster_coco_eval.core import mask
 from numpy.typing import NDArray
 
+from .overlap import overlaps
 from .tasks import Answer
 
 UNMATCHED = -1
@@ -70,20 +70,6 @@ def truths_of(reference: Mapping[str, Any]) -> Truths:
     judged = None if absent is None else np.union1d(labels, np.asarray(absent, dtype=np.int64))
     open_labels = _NO_LABELS if unfinished is None else np.asarray(unfinished, dtype=np.int64)
     return Truths(boxes, labels, crowd, judged, open_labels)
-
-
-def overlaps(found: NDArray[Any], truths: NDArray[Any], crowd: _Bool | None = None) -> _Float:
-    """IoU of each box with each truth, `(k, n)`; both (., 4), xyxy."""
-    if not len(found) or not len(truths):
-        return np.zeros((len(found), len(truths)))
-    flags = np.zeros(len(truths), dtype=np.uint8) if crowd is None else crowd.astype(np.uint8)
-    common: _Float = np.asarray(mask.iou(_corner_and_sides(found), _corner_and_sides(truths), flags.tolist()))
-    return common
-
-
-def _corner_and_sides(boxes: NDArray[Any]) -> _Float:
-    wide = boxes.astype(np.float64)
-    return np.concatenate([wide[:, :2], wide[:, 2:] - wide[:, :2]], 1)
 
 
 def match(answer: Answer, truths: Truths, iou: float = 0.5) -> Matching:

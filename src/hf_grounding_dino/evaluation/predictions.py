@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..data.records import DataError
+from ..whole_files import write_whole
 from .tasks import Answer, CaseId
 
 PROTOCOL_FILE: Final = "protocol.json"
@@ -116,7 +117,7 @@ class PredictionStore:
         if parts := self._files():
             raise DataError(f"{parts[0]}: there are predictions, but no {PROTOCOL_FILE} says how they were made")
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write_whole(self.folder / PROTOCOL_FILE, json.dumps(wanted, indent=1, ensure_ascii=False).encode())
+        write_whole(self.folder / PROTOCOL_FILE, json.dumps(wanted, indent=1, ensure_ascii=False).encode())
 
     def writer(self, rank: int = 0, *, every: int = 64, seconds: float = 30.0) -> PredictionWriter:
         """Write answers; a file is made of so many cases, or of those of so many seconds."""
@@ -220,9 +221,3 @@ def _difference(written: Any, wanted: Any, key: str = "") -> tuple[str, str, str
 def _shown(value: Any) -> str:
     text = value if value is _NOT_THERE else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
-
-
-def _write_whole(file: Path, content: bytes) -> None:
-    unfinished = file.with_suffix(".unfinished")
-    unfinished.write_bytes(content)
-    os.replace(unfinished, file)

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-import torch
 from datasets import Value
-from torchvision.ops import box_iou
 
 from .average_precision import NOTHING_TO_MEASURE
 from .metric import Float, Found, ItemId, ItemMetric, boxes_of
+from .overlap import overlaps
 
 
 class ExpressionResult(NamedTuple):
@@ -100,13 +99,6 @@ def share_within(ranks: Sequence[int], k: int | None) -> float:
     if not ranks:
         return NOTHING_TO_MEASURE
     return sum(rank > 0 and (k is None or rank <= k) for rank in ranks) / len(ranks)
-
-
-def overlaps(boxes: Float, truths: Float) -> Float:
-    """IoU (k, n) of boxes (k, 4) and (n, 4), xyxy; 0 between two boxes without area."""
-    own, others = (torch.from_numpy(np.array(each, order="C")) for each in (boxes, truths))
-    ious: Float = box_iou(own, others).nan_to_num(0).numpy()
-    return ious
 
 
 def check_ks(ks: Sequence[int]) -> None:

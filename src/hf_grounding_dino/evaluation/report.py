@@ -16,6 +16,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from .. import __version__
+from ..whole_files import write_whole
 from .advice import advise
 from .analysis import Analysis, Limits, analyse_detection
 from .average_precision import ClassResult
@@ -79,8 +80,8 @@ def write_report(report: Report, folder: str | os.PathLike[str]) -> None:
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
     text = json.dumps(metrics(report), indent=2, ensure_ascii=False, allow_nan=False)
-    _write_whole(root / METRICS_FILE, text + "\n")
-    _write_whole(root / PAGE_FILE, render_page(report, _versions()))
+    write_whole(root / METRICS_FILE, text + "\n")
+    write_whole(root / PAGE_FILE, render_page(report, _versions()))
 
 
 def metrics(report: Report) -> dict[str, Any]:
@@ -173,10 +174,3 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write beside the path and move into place, so that no reader sees half a file."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)

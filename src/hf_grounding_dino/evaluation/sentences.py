@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .analysis import MISSED, Analysis, Evidence, LengthBin, Limits
-from .matching import overlaps, truths_of
+from .matching import truths_of
+from .overlap import overlaps
 from .reliability import ScoreHistogram
 from .tasks import Answer, Case
 from .worst import Mark, Mistake, Worst, corners

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import jinja2
 
+from ..whole_files import write_whole
 from .facts import Published
 from .report import METRICS_FILE, PAGE_FILE, finite
 from .report_page import STYLE
@@ -48,5 +49,5 @@ def write_summary(
         title=title, style=STYLE, columns=columns, numbers=numbers, means=means, published=published, page=PAGE_FILE
     )
     content = finite({"benchmark": title, "sets": numbers, "mean": means, "published": [p.__dict__ for p in published]})
-    (folder / PAGE_FILE).write_text(page, encoding="utf-8")
-    (folder / METRICS_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(folder / PAGE_FILE, page)
+    write_whole(folder / METRICS_FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

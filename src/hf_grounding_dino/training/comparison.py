@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -45,6 +44,7 @@ from ..image_processing_grounding_dino import GroundingDinoImageProcessor
 from ..label_table import KEY_IN_MODEL
 from ..modeling_grounding_dino import GroundingDinoForObjectDetection
 from ..processing_grounding_dino import GroundingDinoProcessor
+from ..whole_files import write_whole
 from .groups import GroupSettings, parameter_groups
 from .progress import Stopwatch
 from .schedules import ScheduleSettings, build_schedule
@@ -304,9 +304,7 @@ def write_trials(output: Path, settings: ComparisonSettings, trials: Iterable[Tr
         "settings": dataclasses.asdict(settings),
         "trials": [dataclasses.asdict(trial) for trial in trials],
     }
-    beside = output / f"{RESULTS_FILE}.tmp"
-    beside.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(beside, output / RESULTS_FILE)
+    write_whole(output / RESULTS_FILE, json.dumps(content, indent=1) + "\n")
 
 
 def read_trials(output: Path, settings: ComparisonSettings) -> list[Trial]:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ...whole_files import write_whole
 from .language import Grounding, caption_prompt, detection_prompt, expressions_prompt, places_prompt, referring_prompt
 from .scene import CATEGORIES, MAX_OBJECTS, SPLIT_CODES, Scene, Split, generate_scene
 
@@ -201,7 +202,8 @@ def write_coco(
         "annotations": annotations,
         "categories": [{"id": i, "name": name, "supercategory": name.split()[1]} for name, i in ids.items()],
     }
-    return _write_whole(Path(folder) / ANNOTATION_FILE, json.dumps(document))
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return write_whole(Path(folder) / ANNOTATION_FILE, json.dumps(document))
 
 
 def write_odvg(folder: str | os.PathLike[str], *, count: int, seed: int, split: Split, task: FileTask) -> Path:
@@ -216,6 +218,7 @@ def write_odvg(folder: str | os.PathLike[str], *, count: int, seed: int, split: 
     if task not in _TASKS[1:]:
         raise ValueError(f"task must be one of {', '.join(_TASKS[1:])}, not {task!r}")
     root = Path(folder)
+    root.mkdir(parents=True, exist_ok=True)
     dataset = ShapesDataset(count, seed=seed, split=split, task=task)
     lines = []
     for index in range(count):
@@ -227,8 +230,8 @@ def write_odvg(folder: str | os.PathLike[str], *, count: int, seed: int, split: 
         lines.append(json.dumps({**head, **body}) + "\n")
     if task == "detection":
         label_map = {str(label): name for label, name in enumerate(CATEGORIES)}
-        _write_whole(root / LABEL_MAP_FILE, json.dumps(label_map))
-    return _write_whole(root / ODVG_FILE, "".join(lines))
+        write_whole(root / LABEL_MAP_FILE, json.dumps(label_map))
+    return write_whole(root / ODVG_FILE, "".join(lines))
 
 
 def _instances(scene: Scene) -> dict[str, Any]:
@@ -256,12 +259,3 @@ def _save_image(folder: Path, index: int, image: Image.Image) -> str:
     name = f"{index:06d}.png"
     image.save(folder / IMAGE_FOLDER / name)
     return name
-
-
-def _write_whole(path: Path, text: str) -> Path:
-    """Write beside the path and move into place, so that no reader sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
-    return path
