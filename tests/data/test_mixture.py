@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from hf_grounding_dino.data.mixture import BatchPlan, Draw, micro_batches, rank_part
-from hf_grounding_dino.data.records import DataError, ListedRecords, Record, SourceEntry
+from hf_grounding_dino.data.records import DataError, Record, SourceEntry
 
 WIDE, HIGH = (60, 40), (40, 60)
 

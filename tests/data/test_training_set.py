@@ -18,7 +18,7 @@ from PIL import Image
 from hf_grounding_dino.data.augmentation import Augmentation, AugmentationSettings
 from hf_grounding_dino.data.collate import GroundingCollator
 from hf_grounding_dino.data.mixture import BatchPlan, Draw
-from hf_grounding_dino.data.records import DataError, ListedRecords, Record, SourceEntry
+from hf_grounding_dino.data.records import DataError, Record, SourceEntry
 from hf_grounding_dino.data.shapes import VOCABULARY, ShapesDataset
 from hf_grounding_dino.data.tokenizer import build_tokenizer
 from hf_grounding_dino.data.training_prompts import PromptSampler, PromptSettings
