@@ -1,15 +1,20 @@
 # Two commands do everything on a machine with Python 3.11+ and a package index: `make demo` and `make test`.
 PYTHON ?= python3
 VENV ?= .venv
+FLOOR ?= .venv-floor
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-gpu test-upstream docs lint format clean
+.PHONY: demo test test-floor test-gpu test-upstream docs lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hf-grounding-dino detect --demo
 
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# With the lowest version of everything that pyproject.toml allows.
+test-floor: $(FLOOR)/.installed
+	OMP_NUM_THREADS=1 $(FLOOR)/bin/python -m pytest -n 2
 
 # Where there is a CUDA device: the tests that need one, then the figures.
 test-gpu: $(VENV)/.installed-test
@@ -33,7 +38,7 @@ format: $(VENV)/.installed-lint
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(FLOOR)
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -45,4 +50,10 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 
 $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	touch $@
+
+$(FLOOR)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv venv --quiet --python $(BIN)/python $(FLOOR)
+	$(BIN)/uv pip install --quiet --python $(FLOOR) --resolution lowest-direct --editable '.[test]'
 	touch $@

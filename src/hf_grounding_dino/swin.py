@@ -122,7 +122,8 @@ class Chunk(NamedTuple):
 def divide(batch: int, size: Size, side: int, shift: int, device: torch.device) -> Windows:
     """Divide maps that are padded at the right and the bottom, then rolled by `shift` to the left and up."""
     down, across = (-(-length // side) for length in size)
-    place_rows = window_rows if torch.compiler.is_dynamo_compiling() else rows_of_windows
+    compiling = torch.compiler.is_dynamo_compiling()
+    place_rows = torch.ops.hf_grounding_dino.window_rows if compiling else rows_of_windows
     order_N, place_N, slots_N = place_rows(batch, *size, side, shift, device)
     padded = size[0] * size[1] != down * across * side**2
     return Windows(side, shift, down, across, order_N, place_N, slots_N if padded else None)
@@ -143,18 +144,17 @@ def rows_of_windows(
     return order_N, order_N.argsort(), slot_N[order_N]
 
 
-@torch.library.custom_op("hf_grounding_dino::window_rows", mutates_args=())
-def window_rows(
+def _empty_rows(
     batch: int, height: int, width: int, side: int, shift: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`rows_of_windows` in one piece, because inductor fails on a scatter by what it computes there."""
-    return rows_of_windows(batch, height, width, side, shift, device)
-
-
-@window_rows.register_fake
-def _(batch: int, height: int, width: int, side: int, shift: int, device: torch.device) -> tuple[Tensor, ...]:
     rows = torch.empty(batch * height * width, dtype=torch.int64, device=device)
     return rows, torch.empty_like(rows), torch.empty_like(rows)
+
+
+# `rows_of_windows` in one piece, because inductor fails on a scatter by what it computes there. Another copy of this
+# module, loaded as remote code, may have defined it already; defining it anew would free what that copy's graphs call.
+if not hasattr(torch.ops.hf_grounding_dino, "window_rows"):
+    torch.library.custom_op("hf_grounding_dino::window_rows", rows_of_windows, mutates_args=()).register_fake(_empty_rows)
 
 
 def chunks(windows: Windows, batch: int, size: Size) -> list[Chunk]:

@@ -250,10 +250,13 @@ import sys, torch
 from transformers import AutoModelForZeroShotObjectDetection
 first, second = sys.argv[1:]
 models = [AutoModelForZeroShotObjectDetection.from_pretrained(first, trust_remote_code=True)]
+names = ("deformable_attention", "deformable_attention_backward", "window_rows")
+defined = [getattr(torch.ops.hf_grounding_dino, name) for name in names]
 from hf_grounding_dino import GroundingDinoForObjectDetection
 models.append(GroundingDinoForObjectDetection.from_pretrained(first))
 models.append(AutoModelForZeroShotObjectDetection.from_pretrained(second, trust_remote_code=True))
 assert len({type(model) for model in models}) == 3
+assert all(getattr(torch.ops.hf_grounding_dino, name) is one for name, one in zip(names, defined, strict=True))
 inputs = {"pixel_values": torch.randn(1, 3, 91, 74), "input_ids": torch.tensor([[101, 7, 1012, 102]])}
 with torch.no_grad():
     boxes = [model.eval()(**inputs).pred_boxes for model in models]
