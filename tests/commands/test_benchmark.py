@@ -63,6 +63,17 @@ def test_training_measures_memory_and_the_vocabulary_counts_passes(written: Path
     assert vocabulary["measures"] == {"backbone passes, ours": 1, "backbone passes, stock": 2}
 
 
+def test_the_onnx_file_is_timed_and_compared(written: Path) -> None:
+    rows: list[Any] = json.loads((written / "benchmark.json").read_text(encoding="utf-8"))["rows"]
+    onnx = [row for row in rows if row["case"] == "onnx"]
+    assert [(row["labels"], row["other"]) for row in onnx] == [
+        (count, other) for count in (2, 5) for other in ("stock float32", "ours float32")
+    ]
+    for row in onnx:
+        assert row["own_time"]["seconds"] and row["other_time"]["seconds"]
+        assert 0 <= max(row["measures"].values()) < 1e-4
+
+
 def test_markdown_and_plot(written: Path) -> None:
     markdown = (written / "benchmark.md").read_text(encoding="utf-8")
     assert "| times faster | range |" in markdown

@@ -30,6 +30,7 @@ TITLES = {
     "vocabulary": "Long vocabulary",
     "labels": "Over the number of labels",
     "sizes": "Over the size of the picture",
+    "onnx": "As an ONNX file",
 }
 _CPU_INFORMATION = Path("/proc/cpuinfo")
 

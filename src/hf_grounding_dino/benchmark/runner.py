@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from . import forward, kernel, training, vocabulary
+from . import exported, forward, kernel, training, vocabulary
 from .rows import Row, failed
 from .subjects import Bench
 
@@ -19,6 +19,7 @@ CASE_FUNCTIONS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "vocabulary": vocabulary.vocabulary,
     "labels": forward.labels_sweep,
     "sizes": forward.sizes_sweep,
+    "onnx": exported.onnx,
 }
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 Size = tuple[int, int]
 
-CASES = ("forward", "train", "kernel", "pipeline", "vocabulary", "labels", "sizes")
+CASES = ("forward", "train", "kernel", "pipeline", "vocabulary", "labels", "sizes", "onnx")
 DTYPES = ("float32", "bfloat16", "float16")
 STOCK_TOKEN_LIMIT = 256
 
