@@ -74,6 +74,17 @@ def test_the_folder_holds_all_of_it_and_no_more(run: Path, folder: Path, tmp_pat
     assert {file.name for file in (tmp_path / "more").iterdir()} == FILES | {"denoising.safetensors"}
 
 
+def test_the_code_of_the_package_comes_along_where_it_is_asked_for(run: Path, folder: Path, tmp_path: Path) -> None:
+    """What is published is then loaded from its own copy of the code; the model of the run stays as it was."""
+    before = {file.name: file.read_bytes() for file in (run / "best").iterdir()}
+    publish(run, to=tmp_path, with_remote_code=True)
+    assert {file.name for file in tmp_path.iterdir()} >= FILES | {"remote_code.py", "modeling_grounding_dino.py"}
+    entry = json.loads((tmp_path / "config.json").read_text())["auto_map"]["AutoModelForZeroShotObjectDetection"]
+    assert entry.startswith("remote_code.")
+    assert "auto_map" not in json.loads((folder / "config.json").read_text())
+    assert {file.name: file.read_bytes() for file in (run / "best").iterdir()} == before
+
+
 @pytest.mark.skipif(
     tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 23),
     reason="transformers before 5.23 computes wrong text positions",

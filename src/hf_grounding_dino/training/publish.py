@@ -15,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from PIL import Image
 
+from ..remote_code import export_remote_code
 from .card import CURVES_FILE, EXAMPLES_FILE, CardFacts, facts_of_run, write_card
 from .curves import plot_losses
 from .facts import DENOISING_FILE, METRICS_FILE, RECIPE_FILE, STEP_FILE, Which, read_options
@@ -51,6 +52,7 @@ def publish(
     licence: str | None = None,
     tags: Iterable[str] = (),
     with_denoising: bool = False,
+    with_remote_code: bool = False,
 ) -> str:
     """Publish the model of a run to a local folder, to the Hub, or both; return the repo's address, or the folder.
 
@@ -69,6 +71,8 @@ def publish(
         licence: identifier of the Hub, such as "apache-2.0".
         tags: for the Hub, beside those that every model of the package has.
         with_denoising: add `denoising.safetensors`, which only training needs.
+        with_remote_code: add the code of this package, for `trust_remote_code=True` where it is not installed; see
+            `export_remote_code`.
 
     Raises:
         PublishError: no such run, no model in it, no label table where it was asked for, no place to publish to; no
@@ -84,6 +88,8 @@ def publish(
         assembled = Path(temporary)
         try:
             _copy_model(folder, assembled, with_denoising)
+            if with_remote_code:
+                export_remote_code(assembled)
             _copy_history(run, assembled)
             name = to.resolve().name if to is not None and repo_id is None else None
             facts = facts_of_run(run, which=which, name=name, repo_id=repo_id, licence=licence, tags=tags)
