@@ -14,6 +14,7 @@ import torch
 
 from hf_grounding_dino.data.mixture import BatchPlan, Draw, micro_batches, rank_part
 from hf_grounding_dino.data.records import DataError, Record, SourceEntry
+from listed_records import ListedRecords
 
 WIDE, HIGH = (60, 40), (40, 60)
 

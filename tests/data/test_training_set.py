@@ -25,6 +25,7 @@ from hf_grounding_dino.data.training_prompts import PromptSampler, PromptSetting
 from hf_grounding_dino.data.training_set import Skipped, StepBatch, TrainingSet, training_batches
 from hf_grounding_dino.image_processing_grounding_dino import GroundingDinoImageProcessor
 from hf_grounding_dino.processing_grounding_dino import GroundingDinoProcessor
+from listed_records import ListedRecords
 
 NAMES = ("red circle", "blue square", "green triangle", "red square")
 TOKENIZER = build_tokenizer(VOCABULARY)
