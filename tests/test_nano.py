@@ -20,6 +20,7 @@ from hf_grounding_dino.evaluation.assembly import Wishes, benchmark_tasks
 from hf_grounding_dino.evaluation.benchmarks import SHAPES
 from hf_grounding_dino.evaluation.predictions import PredictionStore
 from hf_grounding_dino.evaluation.runner import predict, score
+from tiny import sound_stock
 
 LARGEST_BYTES = 12_000_000
 
@@ -62,10 +63,7 @@ def test_it_scores_what_it_must(
     assert scores["shapes_referring"]["P@1"] >= 0.75
 
 
-@pytest.mark.skipif(
-    tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 23),
-    reason="transformers before 5.23 computes wrong text positions",
-)
+@sound_stock
 def test_transformers_gives_the_same_detections(
     model: GroundingDinoForObjectDetection, processor: GroundingDinoProcessor, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from torch.utils.data import Dataset
 from transformers import pipeline
 
 from hf_grounding_dino import GroundingDinoForObjectDetection, GroundingDinoPipeline, GroundingDinoProcessor
@@ -130,6 +131,28 @@ def test_dicts_and_generators(pipe: Any, image: Image.Image, found: Any) -> None
     assert len(list(pipe((image for _ in range(2)), candidate_labels=LABELS, threshold=0.3))) == 2
 
 
+class Rows(Dataset[Any]):
+    """A dataset that knows its length and answers to any index, as torch allows."""
+
+    def __init__(self, row: Any) -> None:
+        self.row = row
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Any:
+        assert index < len(self), "read beyond the end"
+        return self.row
+
+
+def test_a_dataset_ends_where_its_length_says(pipe: Any, image: Image.Image, found: Any) -> None:
+    """Pictures or dicts; what is not there is never asked for."""
+    item = {"image": image, "candidate_labels": LABELS}
+    for results in (pipe(Rows(item), threshold=0.3), pipe(Rows(image), candidate_labels=LABELS, threshold=0.3)):
+        rows = list(results)
+        assert len(rows) == 2 and all(same(row, found) for row in rows)
+
+
 def test_labels_in_any_form(pipe: Any, image: Image.Image, found: Any) -> None:
     """A string parted by commas, a tuple, one list a picture; the older name of the argument."""
     assert same(pipe(image, candidate_labels=", ".join(LABELS), threshold=0.3), found)
@@ -230,3 +253,11 @@ def test_saved_it_is_a_repo_of_transformers(pipe: Any, tmp_path: Path) -> None:
     assert "custom_pipelines" not in config and "auto_map" not in config
     assert not list(tmp_path.glob("*.py"))
     assert type(pipeline(TASK, model=str(tmp_path))) is transformers.ZeroShotObjectDetectionPipeline
+
+
+def test_it_is_saved_though_the_tokenizer_was_told_a_dtype(pipe: Any, tmp_path: Path) -> None:
+    """As `pipeline(dtype=...)` tells the processor what it tells the model, which JSON cannot hold."""
+    processor = GroundingDinoProcessor.from_pretrained(NANO, dtype=torch.float16)
+    assert processor.tokenizer.init_kwargs["dtype"] is torch.float16
+    GroundingDinoPipeline(pipe.model, processor, device="cpu").save_pretrained(tmp_path)
+    assert "dtype" not in json.loads((tmp_path / "tokenizer_config.json").read_text())

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from tiny import sound_stock
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
+@sound_stock
 def test_code_runs_and_finds_something(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

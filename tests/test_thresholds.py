@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import pipeline
 
-from hf_grounding_dino import GroundingDinoPipeline
+from hf_grounding_dino import GroundingDinoForObjectDetection, GroundingDinoPipeline, GroundingDinoProcessor
 from hf_grounding_dino.assets import DEMO_PICTURE, NANO
 from hf_grounding_dino.thresholds import THRESHOLDS_FILE, Thresholds, threshold_per_label
 
@@ -84,7 +83,9 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_pipeline_keeps_each_label_above_its_own(calibrated: Path) -> None:
-    pipe = pipeline("zero-shot-object-detection", str(calibrated), pipeline_class=GroundingDinoPipeline)
+    model = GroundingDinoForObjectDetection.from_pretrained(calibrated)
+    processor = GroundingDinoProcessor.from_pretrained(calibrated)
+    pipe = GroundingDinoPipeline(model, processor=processor)
     picture = str(DEMO_PICTURE)
     labels = sorted({row["label"] for row in pipe(picture, candidate_labels=["circle", "square", "star"])})
     assert len(labels) > 1

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import pytest
 import torch
 import transformers
 from torch import nn
 
 import hf_grounding_dino as own
+
+sound_stock = pytest.mark.skipif(
+    tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 23),
+    reason="transformers before 5.23 computes wrong text positions, and 5.17 ties heads that are not one",
+)
 
 Family = Literal["grounding-dino", "mm-grounding-dino"]
 FAMILIES: tuple[Family, ...] = ("grounding-dino", "mm-grounding-dino")

@@ -9,6 +9,7 @@ Shapes: `B` batch, `H`, `W` canvas, `T` text tokens, `Q` queries.
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import re
@@ -29,6 +30,7 @@ from .decoder import predict_layers
 from .masked_pyramid import check_exportable, coarsest_cell, encode_on_canvas
 from .modeling_grounding_dino import GroundingDinoForObjectDetection
 from .passage import Prompt
+from .whole_files import write_whole
 
 OPSET = 18
 OUTPUTS = ("logits", "pred_boxes")
@@ -161,7 +163,9 @@ def missing_packages(file_format: str) -> list[str]:
 
 def write_program(program: ExportedProgram, path: Path) -> None:
     """Write a file for `torch.export.load`, whole or not at all."""
-    _write_whole(path, lambda unfinished: torch.export.save(program, unfinished))
+    content = io.BytesIO()  # torch ends the process where a file of its own takes no more bytes
+    torch.export.save(program, content)
+    write_whole(path, content.getbuffer().tobytes())
 
 
 def write_onnx(

@@ -60,6 +60,8 @@ class GroundingDinoPipeline(ZeroShotObjectDetectionPipeline):
             if tokenizer is None or image_processor is None:
                 raise ValueError("Give a processor, or a tokenizer and an image processor.")
             processor = GroundingDinoProcessor(image_processor, tokenizer)
+        # `pipeline(dtype=...)` of transformers gives it to the tokenizer too, which could then not be saved.
+        processor.tokenizer.init_kwargs.pop("dtype", None)
         super().__init__(model=_own_model(model).eval(), processor=processor, **kwargs)
 
     def __call__(self, image: Any = None, candidate_labels: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
@@ -95,7 +97,7 @@ class GroundingDinoPipeline(ZeroShotObjectDetectionPipeline):
         if _is_one(image):
             return call(_item(image, candidate_labels), **kwargs)
         if not isinstance(image, (list, tuple, np.ndarray, Tensor)):
-            return call((_item(one, candidate_labels) for one in image), **kwargs)
+            return call((_item(one, candidate_labels) for one in _each(image)), **kwargs)
         labels = _labels_per_image(candidate_labels, len(image))
         items = [_item(one, own) for one, own in zip(image, labels, strict=False)]
         return call(items, **kwargs) if items else []
@@ -181,6 +183,13 @@ def _is_one(image: Any) -> bool:
     if isinstance(image, (np.ndarray, Tensor)):
         return image.ndim <= 3
     return isinstance(image, (str, Path, Image.Image, Mapping))
+
+
+def _each(images: Any) -> Iterator[Any]:
+    """The rows of an iterable, or of a dataset of torch, which may tell its end by its length alone."""
+    if hasattr(images, "__iter__") or not hasattr(images, "__len__"):
+        return iter(images)
+    return (images[i] for i in range(len(images)))
 
 
 def _item(image: Any, labels: Any) -> Found:

@@ -154,7 +154,9 @@ def _empty_rows(
 # `rows_of_windows` in one piece, because inductor fails on a scatter by what it computes there. Another copy of this
 # module, loaded as remote code, may have defined it already; defining it anew would free what that copy's graphs call.
 if not hasattr(torch.ops.hf_grounding_dino, "window_rows"):
-    torch.library.custom_op("hf_grounding_dino::window_rows", rows_of_windows, mutates_args=()).register_fake(_empty_rows)
+    torch.library.custom_op("hf_grounding_dino::window_rows", rows_of_windows, mutates_args=()).register_fake(
+        _empty_rows
+    )
 
 
 def chunks(windows: Windows, batch: int, size: Size) -> list[Chunk]:

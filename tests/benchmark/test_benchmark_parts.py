@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-import transformers
 
 from hf_grounding_dino.benchmark import forward, report, subjects, vocabulary
 from hf_grounding_dino.benchmark.agreement import compare
@@ -18,6 +17,7 @@ from hf_grounding_dino.benchmark.settings import TINY
 from hf_grounding_dino.benchmark.subjects import Bench, build_bench, label_names
 from hf_grounding_dino.benchmark.timer import interleaved
 from hf_grounding_dino.canvas import nice_step
+from tiny import sound_stock
 
 CPU = torch.device("cpu")
 
@@ -48,10 +48,7 @@ def test_the_ratio_is_of_medians_and_its_range_of_pairs() -> None:
     assert Row("forward", "", own_time=Timing((1.0,)), other_time=Timing(failure="gone")).ratio is None
 
 
-@pytest.mark.skipif(
-    tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 23),
-    reason="transformers before 5.23 computes wrong text positions",
-)
+@sound_stock
 def test_a_difference_shows(bench: Bench) -> None:
     size = bench.settings.size
     inputs = bench.inputs(size, bench.label_names(3))

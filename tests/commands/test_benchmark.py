@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import transformers
 from PIL import Image
 
 from hf_grounding_dino.benchmark import runner
 from hf_grounding_dino.benchmark.settings import CASES
 from hf_grounding_dino.commands import PROGRAM
 from hf_grounding_dino.commands.main import main
+from tiny import sound_stock
 
 
 def benchmark(output: Path, *argv: str) -> int:
@@ -27,10 +27,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-@pytest.mark.skipif(
-    tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 23),
-    reason="transformers before 5.23 computes wrong text positions",
-)
+@sound_stock
 def test_every_case_is_measured_and_outputs_agree(written: Path) -> None:
     content = json.loads((written / "benchmark.json").read_text(encoding="utf-8"))
     rows = content["rows"]

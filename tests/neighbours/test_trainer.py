@@ -142,7 +142,7 @@ def test_what_must_stay_together_does() -> None:
     from accelerate import infer_auto_device_map
 
     sizes = {0: "150KB", "cpu": "10GB"}
-    placed = infer_auto_device_map(model, max_memory=sizes, no_split_module_classes=model._no_split_modules)
+    placed = infer_auto_device_map(model, max_memory=sizes, no_split_module_classes=sorted(model._no_split_modules))
     for name, module in model.named_modules():
         if type(module).__name__ in model._no_split_modules:
             inside = {place for key, place in placed.items() if key.startswith(f"{name}.")}

@@ -30,6 +30,7 @@ from hf_grounding_dino.training.comparison import (
     write_trials,
 )
 from hf_grounding_dino.training.comparison_report import Mean, command, means, plot, steps_until, table, write_report
+from tiny import sound_stock
 
 SETTINGS = ComparisonSettings(steps=2, seeds=1, every=1, pictures=2, batch_size=3, side=80, denoising_queries=8)
 TABLE = "denoising.label_embedding.weight"
@@ -82,6 +83,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield Watched(tmp_path_factory.mktemp("comparison"), patch)
 
 
+@sound_stock
 def test_all_begin_with_the_same_weights(watched: Watched) -> None:
     """The variant with denoising has its label table besides."""
     stock, ours, denoised = (watched.starts[variant] for variant in VARIANTS)

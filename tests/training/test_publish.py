@@ -25,6 +25,7 @@ from hf_grounding_dino import GroundingDinoForObjectDetection, GroundingDinoPipe
 from hf_grounding_dino.assets import DEMO_LABELS, DEMO_PICTURE
 from hf_grounding_dino.training import publish as publishing
 from hf_grounding_dino.training.publish import PublishError, publish
+from tiny import sound_stock
 from training.hub_on_loopback import OWNER, TOKEN, hub_on_loopback
 from training.published_run import write_run
 
@@ -85,10 +86,7 @@ def test_the_code_of_the_package_comes_along_where_it_is_asked_for(run: Path, fo
     assert {file.name: file.read_bytes() for file in (run / "best").iterdir()} == before
 
 
-@pytest.mark.skipif(
-    tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 23),
-    reason="transformers before 5.23 computes wrong text positions",
-)
+@sound_stock
 def test_stock_transformers_loads_it_without_a_word_and_finds_the_same(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -19,6 +19,7 @@ from hf_grounding_dino.assets import NANO
 from . import UserError, complain, quiet_libraries
 from .detect import DTYPES, load_detector, parse_labels
 from .pictures import find_pictures, make_folder
+from .problems import user_errors
 
 if TYPE_CHECKING:
     from hf_grounding_dino.annotation.finder import Options
@@ -90,10 +91,8 @@ def run(arguments: argparse.Namespace) -> int:
         from hf_grounding_dino.annotation.answers import AnnotationError
         from hf_grounding_dino.annotation.merging import merge
 
-        try:
+        with user_errors(AnnotationError, place=arguments.output):
             summary = merge(arguments.output) if arguments.merge else _annotate(arguments)
-        except AnnotationError as error:
-            raise UserError(error) from error
     _report(summary, arguments)
     if summary.problems:
         return 2 if len(summary.problems) == summary.pictures else 1

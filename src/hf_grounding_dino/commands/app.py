@@ -11,6 +11,7 @@ from hf_grounding_dino.assets import NANO
 
 from . import UserError, quiet_libraries
 from .detect import DTYPES, load_detector
+from .problems import system_reason
 
 _NANO_NOTE = "The model here is a small one that knows eight drawn shapes in eight colours, and nothing else."
 
@@ -72,7 +73,7 @@ def _export(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         raise UserError(error) from error
     except OSError as error:
-        raise UserError(f"{arguments.export_space} cannot be written: {error.strerror or error}") from error
+        raise UserError(f"{arguments.export_space} cannot be written: {system_reason(error)}") from error
     sys.stdout.write(f"{arguments.export_space}\n")
     return 0
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import UserError
+from .problems import user_errors
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -61,7 +62,7 @@ def ask(task: CaseTask, detector: Detector | None, folder: Path, arguments: argp
         folder: of the task; predictions are kept in a folder of it.
 
     Raises:
-        UserError: there are no such predictions.
+        UserError: there are no such predictions, or they cannot be written.
         DataError: predictions of something else are there.
     """
     from hf_grounding_dino.evaluation.predictions import PredictionStore
@@ -70,14 +71,15 @@ def ask(task: CaseTask, detector: Detector | None, folder: Path, arguments: argp
     if detector is None:
         return Asked(_read(arguments.predictions, task), None)
     store = PredictionStore(folder / PREDICTIONS_FOLDER)
-    run = predict(
-        task,
-        detector.model,
-        detector.processor,
-        store,
-        batch_size=arguments.batch_size,
-        num_workers=arguments.num_workers,
-    )
+    with user_errors(place=store.folder):
+        run = predict(
+            task,
+            detector.model,
+            detector.processor,
+            store,
+            batch_size=arguments.batch_size,
+            num_workers=arguments.num_workers,
+        )
     return Asked(store, run)
 
 

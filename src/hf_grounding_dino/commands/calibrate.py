@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from . import UserError, quiet_libraries
 from .asking import ask, detector_for, join_processes
 from .data_options import add_data_options, benchmark_lines, chosen_tasks
-from .evaluate import mistakes_of_the_user
+from .pictures import check_folder
+from .problems import user_errors
 
 if TYPE_CHECKING:
     from hf_grounding_dino.evaluation.calibration import Calibration
@@ -41,7 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
     folder = arguments.to or Path(arguments.model)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder for thresholds.json; name one with --to")
-    with quiet_libraries(), mistakes_of_the_user():
+    check_folder(arguments.output)
+    with quiet_libraries(), user_errors(ValueError, place=arguments.output):
         from hf_grounding_dino.evaluation.askers import LabelAsker
         from hf_grounding_dino.evaluation.calibration import calibrate
         from hf_grounding_dino.evaluation.runner import answers

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import UserError, complain, quiet_libraries
+from .pictures import check_folder, make_folder, write_file
+from .problems import in_words, user_errors
 
 if TYPE_CHECKING:
     from hf_grounding_dino.conversion import ConversionReport
@@ -56,15 +58,17 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"{source}: is a model folder: say with --to original or --to mmdet what to make of it")
     if source.is_file() and to not in (None, "hf"):
         raise UserError(f"{source}: is a file: convert it to a folder first, and that --to {to}")
+    for file in filter(None, (arguments.output, arguments.report)):
+        check_folder(file.parent)
     from hf_grounding_dino.conversion import ConversionError
 
     try:
-        with quiet_libraries():
+        with quiet_libraries(), user_errors(place=arguments.output):
             report, excuse = _from_folder(arguments) if source.is_dir() else _from_file(arguments)
     except ConversionError as error:
         if error.report is not None:
             _write_report(arguments.report, error.report)
-        raise UserError(error) from error
+        raise UserError(in_words(error, arguments.output)) from error
     _write_report(arguments.report, report)
     sys.stdout.write(f"{report.summary()}\n{arguments.output}\n")
     if excuse is None:
@@ -87,7 +91,7 @@ def _from_file(arguments: argparse.Namespace) -> tuple[ConversionReport, str | N
     except ConversionError as error:
         if arguments.tokenizer is not None:
             raise
-        excuse = str(error)
+        excuse = f"{in_words(error).rstrip('.')}."
     config = None
     if arguments.config is not None:
         try:
@@ -116,8 +120,5 @@ def _dtype(name: str | None) -> Any:
 def _write_report(file: Path | None, report: ConversionReport) -> None:
     if file is None:
         return
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(report.to_json())
-    except OSError as error:
-        raise UserError(f"{file}: cannot be written: {error.strerror}") from error
+    make_folder(file.parent)
+    write_file(file, report.to_json().encode())

@@ -20,6 +20,7 @@ from hf_grounding_dino.drawing import Box, Detection, certainty, draw_detections
 
 from . import UserError, complain, quiet_libraries, usable_device
 from .pictures import find_pictures, make_folder, name_results, own_name, read_picture, write_file
+from .problems import hub_problem
 
 if TYPE_CHECKING:
     import torch
@@ -148,7 +149,9 @@ def load_detector(model: str | Path = NANO, device: str = "auto", dtype: str = "
     except SafetensorError as error:
         raise UserError(f"the weights of the model {model} are not whole, or no weights: {error}") from error
     except Exception as error:  # transformers, the Hub's client and safetensors have no error in common
-        raise UserError(f"the model {model} cannot be loaded: {str(error) or type(error).__name__}") from error
+        problem = hub_problem(error) or str(error) or type(error).__name__
+        named = problem.startswith(str(model))
+        raise UserError(problem if named else f"the model {model} cannot be loaded: {problem}") from error
     if not set(special_token_ids(processor.tokenizer)) <= set(network.config.phrase_boundary_token_ids):
         raise UserError(f"the model {model} lacks its tokenizer, or has that of another model")
     return Detector(network.to(place), processor)

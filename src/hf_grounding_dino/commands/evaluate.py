@@ -6,16 +6,17 @@ import argparse
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_grounding_dino.assets import NANO
 
-from . import PROGRAM, UserError, complain, quiet_libraries
+from . import PROGRAM, complain, quiet_libraries
 from .asking import Asked, ask, detector_for, join_processes, results_path
 from .data_options import Chosen, add_data_options, benchmark_lines, chosen_tasks
+from .pictures import check_folder
+from .problems import user_errors
 
 if TYPE_CHECKING:
     from hf_grounding_dino.evaluation.benchmarks import Benchmark
@@ -48,7 +49,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.list:
         sys.stdout.writelines(f"{line}\n" for line in benchmark_lines())
         return 0
-    with quiet_libraries(), mistakes_of_the_user():
+    check_folder(arguments.output)
+    if arguments.save_results is not None:
+        check_folder(arguments.save_results.parent)
+    with quiet_libraries(), user_errors(ValueError, place=arguments.output):
         processes = join_processes(arguments)
         chosen = chosen_tasks(arguments)
         detector = detector_for(arguments, processes)
@@ -64,17 +68,6 @@ def run(arguments: argparse.Namespace) -> int:
         if len(reports) > 1 and chosen.benchmark is not None:
             _sum_up(reports, chosen.benchmark, arguments)
     return 1 if any(report.facts.unreadable for report in reports) else 0
-
-
-@contextmanager
-def mistakes_of_the_user() -> Iterator[None]:
-    """Word what the user can mend."""
-    from hf_grounding_dino.data.records import DataError
-
-    try:
-        yield
-    except (DataError, ValueError, OSError) as error:
-        raise UserError(error) from error
 
 
 def _folder(task: CaseTask, chosen: Chosen, arguments: argparse.Namespace) -> Path:
@@ -190,7 +183,8 @@ def _save_results(task: CaseTask, asked: Asked, chosen: Chosen, file: Path) -> N
     from hf_grounding_dino.evaluation.results_json import write_results
 
     path = results_path(file, task.name) if len(chosen.tasks) > 1 else file
-    write_results(path, asked.predictions)
+    with user_errors(place=path):
+        write_results(path, asked.predictions)
 
 
 def _sum_up(reports: list[Report], benchmark: Benchmark, arguments: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from hf_grounding_dino.assets import DEMO_LABELS, DEMO_PICTURE, NANO
 from . import UserError, complain, quiet_libraries
 from .detect import load_detector
 from .pictures import make_folder, write_file
+from .problems import user_errors
 
 if TYPE_CHECKING:
     import torch
@@ -74,8 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
     make_folder(path.parent)
     with quiet_libraries():
         detector = load_detector(arguments.model, "cpu")
-        beside = _processor_files(detector, path.parent)
         with _user_errors(path):
+            beside = _processor_files(detector, path.parent)
             _write(detector, arguments)
         for name, content in beside.items():
             write_file(path.parent / name, content)
@@ -93,12 +94,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def _user_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise UserError(f"the model cannot be exported: {error}") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+    with user_errors(place=path):
+        try:
+            yield
+        except ValueError as error:
+            raise UserError(f"the model cannot be exported: {error}") from error
 
 
 def _write(detector: Detector, arguments: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from . import PROGRAM, UserError, complain
+from .problems import in_words
 
 # Each name is a module beside this one.
 COMMANDS = {
@@ -56,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of the table has gone, as in `| head`; Python must not try to write the rest when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # what no command expected of the disk
+        complain(in_words(error))
+        return EXIT_USER_ERROR
     return exit_code
 
 

@@ -120,6 +120,19 @@ def own_name(source: str) -> str:
     return stem.strip(". ") or "picture"
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse a folder for results that could not be made; nothing is made yet.
+
+    Raises:
+        UserError: there is a file in its way, or a folder that may not be written to.
+    """
+    there = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), Path())
+    if not there.is_dir():
+        raise UserError(f"the folder {folder} cannot be made: {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"the folder {there} cannot be written to")
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder for results.
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from . import UserError, quiet_libraries
+from .problems import user_errors
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--with-denoising", action="store_true", help="add the label table of denoising, which only training needs"
     )
+    parser.add_argument(
+        "--with-remote-code",
+        action="store_true",
+        help="add the code of this package, for those who load with trust_remote_code=True; others notice nothing",
+    )
     parser.add_argument("--message", metavar="TEXT", help="of the commit on the Hub")
     parser.epilog = "The Hub's token is that of `hf auth login`, or HF_TOKEN. With --to nothing needs a network."
 
@@ -38,20 +44,18 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("--private and --message are for the Hub: give --repo-id")
     from hf_grounding_dino.training.publish import PublishError, publish
 
-    try:
-        with quiet_libraries():
-            place = publish(
-                arguments.folder,
-                which=arguments.which,
-                repo_id=arguments.repo_id,
-                to=arguments.to,
-                private=arguments.private,
-                commit_message=arguments.message,
-                licence=arguments.licence,
-                tags=arguments.tag,
-                with_denoising=arguments.with_denoising,
-            )
-    except (PublishError, OSError) as error:
-        raise UserError(error) from error
+    with quiet_libraries(), user_errors(PublishError, place=arguments.to):
+        place = publish(
+            arguments.folder,
+            which=arguments.which,
+            repo_id=arguments.repo_id,
+            to=arguments.to,
+            private=arguments.private,
+            commit_message=arguments.message,
+            licence=arguments.licence,
+            tags=arguments.tag,
+            with_denoising=arguments.with_denoising,
+            with_remote_code=arguments.with_remote_code,
+        )
     sys.stdout.write(f"{place}\n")
     return 0

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import PROGRAM, UserError, quiet_libraries
+from .pictures import check_folder
+from .problems import user_errors
 
 if TYPE_CHECKING:
     from hf_grounding_dino.training.conduct import Report
@@ -50,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.recipe is None:
         raise UserError(f"name a recipe: {', '.join(recipe_names())}, or a YAML file")
-    with _mistakes_of_the_user():
+    with user_errors(ValueError):
         recipe = read_recipe(arguments.recipe, arguments.set)
     if arguments.show:
         sys.stdout.write(as_yaml(recipe))
@@ -58,23 +59,16 @@ def run(arguments: argparse.Namespace) -> int:
     from accelerate import PartialState
 
     from hf_grounding_dino.training.conduct import run_recipe
+    from hf_grounding_dino.training.states import StateError
 
+    check_folder(Path(recipe.output_dir))
     logging.getLogger("accelerate").setLevel(logging.ERROR)
-    with quiet_libraries(), _mistakes_of_the_user():
+    mistakes = (ValueError, FloatingPointError, ImportError, StateError)
+    with quiet_libraries(), user_errors(*mistakes, place=recipe.output_dir):
         report = run_recipe(recipe, resume=arguments.resume)
     if PartialState().is_main_process:
         sys.stdout.write(summary(report, recipe.output_dir))
     return 0 if report.steps == report.max_steps else INTERRUPTED
-
-
-@contextmanager
-def _mistakes_of_the_user() -> Iterator[None]:
-    from hf_grounding_dino.training.states import StateError
-
-    try:
-        yield
-    except (ValueError, FileNotFoundError, FloatingPointError, ImportError, StateError) as error:
-        raise UserError(error) from error
 
 
 def summary(report: Report, output_dir: str) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from . import UserError, quiet_libraries
+from .problems import user_errors
 
 if TYPE_CHECKING:
     from hf_grounding_dino.data.records import Finding, Record, RecordSet, RecordStream, SourceEntry
@@ -100,11 +101,8 @@ def run(arguments: argparse.Namespace) -> int:
         split=arguments.split,
         streaming=arguments.streaming,
     )
-    try:
-        with quiet_libraries():
-            report = inspect(entry, decode=arguments.decode, examples=arguments.examples)
-    except (DataError, OSError) as error:
-        raise UserError(error) from error
+    with quiet_libraries(), user_errors(DataError):
+        report = inspect(entry, decode=arguments.decode, examples=arguments.examples)
     text = as_json(report) if arguments.json else as_text(report, entry)
     tqdm.write(text, file=sys.stdout)
     return 1 if report.loses_data else 0

@@ -20,6 +20,7 @@ from ..data.training_set import Skipped, training_batches
 from ..evaluation.records import evaluate_records
 from ..modeling_grounding_dino import GroundingDinoForObjectDetection
 from ..vocabulary import detect
+from ..whole_files import write_whole
 from .card import CURVES_FILE, EXAMPLES_FILE
 from .curves import plot_losses
 from .facts import RECIPE_FILE, STEP_FILE, set_facts, write_data_facts
@@ -87,7 +88,7 @@ class Conductor:
             if run.recipe.push_to_hub is not None:
                 check_access(run.recipe.push_to_hub)
             self.folder.path.mkdir(parents=True, exist_ok=True)
-            (self.folder.path / RECIPE_FILE).write_text(as_yaml(run.recipe))
+            write_whole(self.folder.path / RECIPE_FILE, as_yaml(run.recipe))
             self._write_data_facts()
         run.accelerator.init_trackers(self.folder.path.name)
         self.progress = Progress(run.accelerator, self.folder.metrics, run.max_steps, run.first_step)
@@ -286,7 +287,7 @@ class Conductor:
             skipped=[picture._asdict() for picture in run.skipped.values()],
         )
         if self.is_main:
-            (self.folder.path / REPORT_FILE).write_text(json.dumps(report.__dict__, indent=2) + "\n")
+            write_whole(self.folder.path / REPORT_FILE, json.dumps(report.__dict__, indent=2) + "\n")
         return report
 
 

@@ -16,6 +16,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from PIL import Image
 
 from ..remote_code import export_remote_code
+from ..whole_files import write_whole
 from .card import CURVES_FILE, EXAMPLES_FILE, CardFacts, facts_of_run, write_card
 from .curves import plot_losses
 from .facts import DENOISING_FILE, METRICS_FILE, RECIPE_FILE, STEP_FILE, Which, read_options
@@ -40,7 +41,7 @@ class PublishError(ValueError):
     """Why a run cannot be published, in one line."""
 
 
-def publish(
+def publish(  # noqa: PLR0913
     run: Path,
     *,
     which: Which = "best",
@@ -71,8 +72,7 @@ def publish(
         licence: identifier of the Hub, such as "apache-2.0".
         tags: for the Hub, beside those that every model of the package has.
         with_denoising: add `denoising.safetensors`, which only training needs.
-        with_remote_code: add the code of this package, for `trust_remote_code=True` where it is not installed; see
-            `export_remote_code`.
+        with_remote_code: add the code of this package, for `trust_remote_code=True`; see `export_remote_code`.
 
     Raises:
         PublishError: no such run, no model in it, no label table where it was asked for, no place to publish to; no
@@ -87,9 +87,7 @@ def publish(
     with tempfile.TemporaryDirectory() as temporary:
         assembled = Path(temporary)
         try:
-            _copy_model(folder, assembled, with_denoising)
-            if with_remote_code:
-                export_remote_code(assembled)
+            _copy_model(folder, assembled, with_denoising, with_remote_code)
             _copy_history(run, assembled)
             name = to.resolve().name if to is not None and repo_id is None else None
             facts = facts_of_run(run, which=which, name=name, repo_id=repo_id, licence=licence, tags=tags)
@@ -117,12 +115,14 @@ def _model_folder(run: Path, which: Which) -> Path:
     return folder
 
 
-def _copy_model(folder: Path, to: Path, with_denoising: bool) -> None:
+def _copy_model(folder: Path, to: Path, with_denoising: bool, with_remote_code: bool) -> None:
     left_out = () if with_denoising else (DENOISING_FILE,)
     for pattern in _MODEL_FILES:
         for file in folder.glob(pattern):
             if file.name not in (STEP_FILE, *left_out):
                 shutil.copyfile(file, to / file.name)
+    if with_remote_code:
+        export_remote_code(to)
 
 
 def _copy_history(run: Path, to: Path) -> None:
@@ -156,7 +156,7 @@ def _place(assembled: Path, to: Path) -> None:
         raise PublishError(f"{to}: holds {strangers[0]}, which this publication would not replace; name a new folder")
     to.mkdir(parents=True, exist_ok=True)
     for file in sorted(assembled.iterdir()):
-        shutil.copyfile(file, to / file.name)
+        write_whole(to / file.name, file.read_bytes())
 
 
 # --- the Hub -----------------------------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ def images_with_annotations(
 
 def listed_picture(image: dict[str, Any], where: str, folder: ImageFolder, log: FindingLog) -> Picture | None:
     """The picture of an image entry, or None, with a finding, where it has no file or the file is not there."""
-    name = _file_name(image, folder)
+    name = _file_name(image, folder, where)
     if name is None:
         log.add("malformed entry", where, "has neither a file_name nor a coco_url; left out")
         return None
@@ -100,14 +100,14 @@ def listed_picture(image: dict[str, Any], where: str, folder: ImageFolder, log: 
     return Picture(image["id"], name, picture_size(image.get("width"), image.get("height"), where, log))
 
 
-def _file_name(image: dict[str, Any], folder: ImageFolder) -> str | None:
+def _file_name(image: dict[str, Any], folder: ImageFolder, where: str) -> str | None:
     """LVIS has only `coco_url`, whose end is "train2017/000000391895.jpg"."""
     if isinstance(name := image.get("file_name"), str) and name:
         return name
     if not isinstance(url := image.get("coco_url"), str) or not url:
         return None
     parts = url.split("/")[-2:]
-    return parts[-1] if folder.has(parts[-1]) else "/".join(parts)
+    return parts[-1] if folder.has(parts[-1], where) else "/".join(parts)
 
 
 def is_crowd(annotation: dict[str, Any]) -> bool:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..records import DataError, Finding, FindingKind
+from .stray_names import refuse_stray
 
 MIN_SIDE: Final = 1.0
 """Pixels that a box must have in width and in height (recipe of mmdet's ODVG data set)."""
@@ -337,8 +338,13 @@ class ImageFolder:
         """Where a picture would be."""
         return self.root / name
 
-    def has(self, name: str) -> bool:
-        """Whether a file with that name, which may hold folders, is there."""
+    def has(self, name: str, where: str | None = None) -> bool:
+        """Whether a file with that name, which may hold folders, is there; `where` says what has the name.
+
+        Raises:
+            DataError: the name leads out of the folder, or holds control characters.
+        """
+        refuse_stray(name, self.root, where or self.annotations)
         folder, base = os.path.split(os.path.join(self.root, name))
         if folder not in self._listed:
             self._listed[folder] = _files_in(folder)
@@ -346,7 +352,7 @@ class ImageFolder:
 
     def check(self, name: str, where: str, log: FindingLog) -> bool:
         """As `has`; a picture that is not there is the finding "missing image"."""
-        there = self.has(name)
+        there = self.has(name, where)
         if not there:
             log.add("missing image", where, f"{self.path(name)} is not there; left out")
         return there

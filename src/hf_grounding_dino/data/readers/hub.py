@@ -29,6 +29,7 @@ from .headers import upright_size
 from .names import read_names
 from .packed import PackedRecords, Picture, RecordPacker
 from .rows import CATEGORY_COLUMNS, LayoutWatch, RowReader, as_columns, column_of, row_id
+from .stray_names import refuse_stray
 
 _BUILDERS: Final = {
     ".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".json": "json", ".jsonl": "json",
@@ -49,10 +50,11 @@ class _Labels(NamedTuple):
 
 
 class _Images(NamedTuple):
-    """The column of the pictures, and the folder that paths in it start from."""
+    """The column of the pictures, the folder that paths in it start from, and whether `datasets` made the paths."""
 
     column: str
     folder: Path
+    typed: bool
 
 
 def read(entry: SourceEntry) -> HubRecords | HubStream:
@@ -153,7 +155,7 @@ def _read_table(
         if reader.is_detection and image_id in seen:
             log.add("duplicate id", at, f"image id {image_id!r} is that of an earlier row; left out")
             continue
-        size = _size(row, head, at, log)
+        size = _size(row, head, images, at, log)
         boxes = reader.read(row, size, at, log, watch) if size else None
         if boxes:
             seen.add(image_id)
@@ -247,7 +249,7 @@ class HubStream:
             row = {name: values[0] for name, values in batch.items()}
             at = f"{self.name}, row {self._part}{number}"
             source = _source(row[self._images.column], self._images.folder)
-            size = _size(row, source, at, log)
+            size = _size(row, source, self._images, at, log)
             found = self._reader.read(row, size, at, log, watch) if size else None
             if found:
                 grounding = found.caption is not None
@@ -317,7 +319,7 @@ def _images(features: Mapping[str, Any], first: Mapping[str, Any], entry: Source
         raise DataError(f"{entry.annotations}: has columns {named}; none is a picture, nor a path called file_name")
     path = Path(entry.annotations)
     folder = Path(entry.images) if entry.images else path if path.is_dir() else path.parent
-    return _Images(column, folder)
+    return _Images(column, folder, column in typed)
 
 
 def _labels(data: _Data, features: Mapping[str, Any], entry: SourceEntry) -> _Labels:
@@ -373,8 +375,11 @@ def _source(value: Any, folder: Path) -> ImageSource:
     return folder / str(value)
 
 
-def _size(row: Mapping[str, Any], picture: Any, where: str, log: FindingLog) -> tuple[int, int] | None:
+def _size(row: Mapping[str, Any], picture: Any, images: _Images, where: str, log: FindingLog) -> tuple[int, int] | None:
     """What the row says, or the head of the picture; None, with a finding, where it cannot be used."""
+    # Where `datasets` made the paths, absolute ones lead to what it loaded.
+    if isinstance(picture, Path) and (not images.typed or ".." in picture.parts):
+        refuse_stray(str(picture.absolute()), images.folder, where)
     if isinstance(picture, Path) and not picture.is_file():
         log.add("missing image", where, f"{picture} is not there; left out")
         return None

@@ -25,6 +25,7 @@ from .common import (
 from .headers import PICTURE_SUFFIXES
 from .names import read_names
 from .packed import PackedRecords, Picture, RecordPacker
+from .stray_names import refuse_stray
 
 _SIDES: Final = ("xmin", "ymin", "xmax", "ymax")
 _USUAL: Final = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
@@ -112,18 +113,19 @@ def _layout(entry: SourceEntry, log: FindingLog) -> _Layout:
         raise DataError(f"{folder}: no XML files in it")
     beside = (folder.parent / "JPEGImages", folder.parent / "images", folder)
     pictures = Path(entry.images) if entry.images else next(filter(Path.is_dir, beside))
-    chosen = files if listed is None else _listed_files(listed, folder, log)
+    chosen = files if listed is None else _listed_files(listed, folder, set(files), log)
     return _Layout(folder, files, chosen, ImageFolder(pictures, entry.annotations))
 
 
-def _listed_files(listed: Path, folder: Path, log: FindingLog) -> list[Path]:
+def _listed_files(listed: Path, folder: Path, files: set[Path], log: FindingLog) -> list[Path]:
     chosen: dict[Path, None] = {}
     for number, line in enumerate(read_bytes(listed).decode("utf-8-sig", errors="replace").splitlines(), start=1):
         if name := line.strip():
+            refuse_stray(f"{name}.xml", folder, f"{listed}, line {number}")
             path = folder / f"{name}.xml"
             if path in chosen:
                 log.add("duplicate id", f"{listed}, line {number}", f"{name} is there already; kept once")
-            elif path.is_file():
+            elif path in files:
                 chosen[path] = None
             else:
                 log.add("malformed entry", f"{listed}, line {number}", f"{path} is not there; left out")
@@ -180,7 +182,7 @@ def _flag(text: str | None) -> bool:
 def _picture(path: Path, tree: ElementTree.Element, layout: _Layout, log: FindingLog) -> Picture | None:
     """The picture of a file, None, with a finding, where it is not there."""
     place = path.relative_to(layout.folder).with_suffix("")
-    name = _picture_name(place, tree, layout.pictures)
+    name = _picture_name(place, tree, layout.pictures, str(path))
     if not layout.pictures.check(name, str(path), log):
         return None
     width, height = tree.findtext("size/width"), tree.findtext("size/height")
@@ -211,7 +213,7 @@ def _add(
     packer.add(picture, checked.boxes, [labels[i] for i in checked.kept], crowd, [math.nan] * len(crowd))
 
 
-def _picture_name(place: Path, tree: ElementTree.Element, pictures: ImageFolder) -> str:
+def _picture_name(place: Path, tree: ElementTree.Element, pictures: ImageFolder, where: str) -> str:
     """The file of the picture: as the XML has it, or called like the XML, which tools that rename forget to change.
 
     It is looked for in the folder below that of the pictures that the XML has below its own, then in the first.
@@ -220,4 +222,4 @@ def _picture_name(place: Path, tree: ElementTree.Element, pictures: ImageFolder)
     names = [stated, *(place.name + suffix for suffix in _SUFFIXES)]
     nested = [(place.parent / name).as_posix() for name in names if name]
     candidates = dict.fromkeys([*nested, *filter(None, names)])
-    return next(filter(pictures.has, candidates), nested[0])
+    return next((name for name in candidates if pictures.has(name, where)), nested[0])

@@ -22,6 +22,7 @@ from .common import (
 from .headers import PICTURE_SUFFIXES, upright_sizes
 from .names import names_of, read_names, read_yaml
 from .packed import PackedRecords, Picture, RecordPacker
+from .stray_names import is_below, refuse_control, refuse_stray
 
 _YAML_NAMES: Final = ("data.yaml", "data.yml", "dataset.yaml")
 _NAME_FILES: Final = ("classes.txt", "obj.names", *_YAML_NAMES)
@@ -129,10 +130,18 @@ def _listed_pictures(path: Path, root: Path, log: FindingLog) -> list[Path]:
     pictures = []
     for number, line in enumerate(_text_lines(path), start=1):
         if name := line.strip():
-            candidates = (path.parent / name, root / name)
+            at = f"{path}, line {number}"
+            refuse_control(name, at)
+            candidates = [
+                place
+                for place in (path.parent / name, root / name)
+                if is_below(place, root) or is_below(place, path.parent)
+            ]
+            if not candidates:
+                refuse_stray(name, root, at)
             there = next((candidate for candidate in candidates if candidate.is_file()), None)
             if there is None:
-                log.add("missing image", f"{path}, line {number}", f"{name} is not there; left out")
+                log.add("missing image", at, f"{name} is not there; left out")
             else:
                 pictures.append(there)
     return pictures

@@ -1,0 +1,365 @@
+"""What the Hub refuses, a disk that fills, options that are none: one line from every command, nothing half written."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from huggingface_hub import constants, hf_api
+from PIL import Image
+
+from evaluation.roots import coco
+from hf_grounding_dino.assets import NANO
+from hf_grounding_dino.commands import PROGRAM
+from hf_grounding_dino.commands.main import COMMANDS, main
+from training.published_run import write_run
+from training.runs import write_model, write_recipe
+
+RECIPE = ["train", "recipe/recipe.yaml", "--set"]
+DATA = ["--annotations", "set/set.json"]
+LABELS = ["--labels", "red circle"]
+
+# --- where it happens --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A picture, a COCO set, a model, a recipe, a run and a checkpoint."""
+    home = tmp_path_factory.mktemp("made")
+    write_model(home / "model")
+    write_recipe(home / "recipe")
+    write_run(home / "run")
+    (home / "set").mkdir()
+    (home / "set" / "set.json").write_text(json.dumps(coco(home / "set")))
+    noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(home / "a.png")
+    assert main(["convert", str(NANO), str(home / "nano.pth"), "--to", "mmdet"]) == 0
+    return home
+
+
+@pytest.fixture
+def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of the test's own that holds all of it."""
+    for name in ("a.png", "set", "model", "recipe", "run", "nano.pth"):
+        (tmp_path / name).symlink_to(made / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes before the page is tested without Gradio, which takes seconds to import."""
+    monkeypatch.setitem(
+        sys.modules, "hf_grounding_dino.page.web", SimpleNamespace(TITLE="", make_page=None, start=None)
+    )
+    monkeypatch.setitem(sys.modules, "hf_grounding_dino.page.space", None)
+    del sys.modules["hf_grounding_dino.page.space"]
+
+
+def complaint(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
+    """The line that the command ends with, beside its bars and what it says as it goes; the exit code is 2."""
+    capsys.readouterr()
+    assert main(argv) == 2
+    lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
+    (line,) = [line for line in lines if line.strip(" \x1b[A").startswith(f"{PROGRAM}: ")]
+    assert not any("Traceback" in line for line in lines)
+    return line.strip(" \x1b[A").removeprefix(f"{PROGRAM}: ")
+
+
+# --- the Hub -----------------------------------------------------------------------------------------------------
+
+ASKING_THE_HUB = {
+    "detect": ["detect", "a.png", *LABELS, "--output", "out", "--model", "x/y"],
+    "annotate": ["annotate", "--images", "a.png", *LABELS, "--output", "out", "--model", "x/y"],
+    "evaluate": ["evaluate", *DATA, "--output", "out", "--model", "x/y"],
+    "calibrate": ["calibrate", *DATA, "--output", "out", "--to", ".", "--model", "x/y"],
+    "export": ["export", "out/m.onnx", "--model", "x/y"],
+    "benchmark": ["benchmark", "--output", "out", "--model", "x/y"],
+    "app": ["app", "--model", "x/y"],
+    "train": [*RECIPE, "output_dir=out", "--set", "model=x/y"],
+    "convert": ["convert", "nano.pth", "out/y", "--tokenizer", "x/y"],
+}
+NOT_MODELS = {
+    "annotate": ["annotate", "--dataset", "x/y", *LABELS, "--output", "out"],
+    "validate": ["validate", "--format", "datasets", "--annotations", "x/y"],
+    "train": [*RECIPE, "output_dir=out", "--set", "train=[{format: datasets, annotations: x/y}]"],
+}
+GATED = "Access to model x/y is restricted."
+
+
+class _Refusing(BaseHTTPRequestHandler):
+    """Answers everything as the Hub answers for a repo that may not be read."""
+
+    def __init__(self, *request: Any, status: int, code: str | None) -> None:
+        self.status, self.code = status, code
+        super().__init__(*request)
+
+    def do_GET(self) -> None:
+        self.send_response(self.status)
+        for name, value in (("X-Error-Code", self.code), ("X-Error-Message", GATED), ("Content-Length", "0")):
+            if value is not None:
+                self.send_header(name, value)
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def hub_that_refuses(monkeypatch: pytest.MonkeyPatch, status: int, code: str | None) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Refusing, status=status, code=code)) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+        hub_at(monkeypatch, endpoint)
+        yield endpoint
+        server.shutdown()
+        thread.join()
+
+
+def hub_at(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(hf_api.api, "endpoint", endpoint)
+    monkeypatch.setattr("datasets.config.HF_ENDPOINT", endpoint)
+
+
+REFUSALS = [
+    (401, "GatedRepo", "x/y is gated: accept its terms at {hub}/x/y, and log in with `hf auth login`"),
+    (403, "GatedRepo", "x/y is gated: accept its terms at {hub}/x/y, and log in with `hf auth login`"),
+    (404, "RepoNotFound", "x/y: there is no such folder, and no such repo on {hub}; if it is a private one, log in"),
+    (401, "RepoNotFound", "x/y: there is no such folder, and no such repo on {hub}; if it is a private one, log in"),
+    (401, None, "x/y: {hub} does not let this token read it (" + GATED + "); log in with `hf auth login`"),
+]
+DOORS = ("detect", "train", "convert")
+"""Of the commands that load a model or a tokenizer: the others go by the first."""
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "code", "said"),
+    [(command, *refusal) for command in ASKING_THE_HUB for refusal in (REFUSALS if command in DOORS else REFUSALS[:1])],
+)
+def test_a_model_that_the_hub_does_not_give(
+    command: str,
+    status: int,
+    code: str | None,
+    said: str,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with hub_that_refuses(monkeypatch, status, code) as hub:
+        assert complaint(capsys, ASKING_THE_HUB[command]).startswith(said.format(hub=hub))
+    assert not [path for path in here.rglob("out/**/*") if path.is_file()]
+
+
+@pytest.mark.parametrize("command", NOT_MODELS)
+def test_a_data_set_that_the_hub_does_not_give(
+    command: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = NOT_MODELS[command]
+    with hub_that_refuses(monkeypatch, 401, "GatedRepo") as hub:
+        assert complaint(capsys, argv).startswith(f"datasets/x/y is gated: accept its terms at {hub}/datasets/x/y, and")
+    with hub_that_refuses(monkeypatch, 404, "RepoNotFound"):
+        assert complaint(capsys, argv).startswith("x/y: cannot be loaded (Dataset 'x/y' doesn't exist on the Hub")
+
+
+@pytest.mark.parametrize(("command", "offline"), [*((door, False) for door in DOORS), ("detect", True)])
+def test_no_network(
+    command: str, offline: bool, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The client tries again and again, with pauses, which are left out here."""
+    hub_at(monkeypatch, "http://127.0.0.1:9")
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    said = complaint(capsys, ASKING_THE_HUB[command])
+    end = "couldn't find them in the cached files." + " (HF_HUB_OFFLINE is set)" * offline
+    assert "x/y" in said and "couldn't connect to 'http://127.0.0.1:9'" in said and said.endswith(end)
+    assert not [path for path in here.rglob("out/**/*") if path.is_file()]
+
+
+# --- a disk that fills -------------------------------------------------------------------------------------------
+
+
+class Filling(NamedTuple):
+    """A command, the size in bytes at which every file is full, what it says then, and what else may be there then.
+
+    old: files that lie there before, which have to stay as they were.
+    """
+
+    argv: list[str]
+    size: int
+    said: str
+    new: tuple[str, ...] = ()
+    old: tuple[str, ...] = ()
+
+
+FULL = "File too large"
+TORN = "not all of it could be written, as on a full disk"
+ANNOTATE = ["annotate", "--images", "a.png", *LABELS, "--model", "model", "--threshold", "0", "--output", "out"]
+EVALUATE = ["evaluate", *DATA, "--model", "model", "--output"]
+JOURNAL = ("out/.annotate/run.json", "out/.annotate/shard-1-of-1.jsonl")
+STORE = ("predictions/protocol.json", "predictions/part-0000-000000.parquet")
+MMDET = ["convert", "model", "out/m.pth", "--to", "mmdet"]
+FILLING = {
+    "detect": Filling(
+        ["detect", "a.png", *LABELS, "--model", "model", "--output", "out"],
+        1500,
+        f"out/a.png cannot be written: {FULL}",
+        old=("out/a.png", "out/a.json"),
+    ),
+    "annotate, journal": Filling(ANNOTATE, 0, f"out/.annotate/run.json cannot be written: {FULL}"),
+    "annotate": Filling(ANNOTATE, 1500, f"out/annotations.json cannot be written: {FULL}", JOURNAL),
+    "evaluate, protocol": Filling([*EVALUATE, "out"], 0, f"out/predictions/protocol.json cannot be written: {FULL}"),
+    "evaluate, predictions": Filling(
+        [*EVALUATE, "out"], 1500, f"out/predictions cannot be written: {FULL}", (f"out/{STORE[0]}",)
+    ),
+    "evaluate": Filling(
+        [*EVALUATE, "out"],
+        5000,
+        f"out/index.html cannot be written: {FULL}",
+        ("out/metrics.json", *(f"out/{name}" for name in STORE)),
+        ("out/index.html",),
+    ),
+    "calibrate": Filling(
+        ["calibrate", *DATA, "--model", "model", "--to", "out", "--predictions", "done"],
+        40,
+        f"out/thresholds.json cannot be written: {FULL}",
+        old=("out/thresholds.json",),
+    ),
+    "export": Filling(
+        ["export", "out/m.pt2", "--format", "torch", "--model", "model"],
+        25_000,
+        f"out/m.pt2 cannot be written: {FULL}",
+        old=("out/m.pt2",),
+    ),
+    "convert": Filling(
+        ["convert", "nano.pth", "out/m", "--tokenizer", "model"], 1500, f"out/m: cannot be written: [Errno 27] {FULL}"
+    ),
+    "convert, back": Filling(MMDET, 1500, f"out/m.pth: cannot be written: {TORN}"),
+    "publish": Filling(["publish", "run", "--to", "out"], 1500, f"model.safetensors cannot be written: {FULL}"),
+    "app": Filling(["app", "--export-space", "out", "--model", "model"], 1500, f"out cannot be written: {FULL}"),
+    "benchmark": Filling(
+        ["benchmark", "--tiny", "--cases", "sizes", "--repeats", "1", "--dtypes", "float32", "--no-compile",
+         "--output", "out"],
+        500,
+        f"out/benchmark.json cannot be written: {FULL}",
+        old=("out/benchmark.json",),
+    ),
+    "train": Filling(
+        [*RECIPE, "output_dir=out", "--set", "max_steps=1"],
+        2500,
+        "The state of step 1 could not be written to out/state",
+        ("out/data.json", "out/metrics.jsonl", "out/recipe.yaml"),
+    ),
+}  # fmt: skip
+
+
+@contextmanager
+def full_at(size: int) -> Iterator[None]:
+    """No file takes more bytes than that; the system then says EFBIG where a full disk gives ENOSPC."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("case", FILLING)
+def test_a_disk_that_fills(case: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv, size, said, new, old = FILLING[case]
+    if "done" in argv:
+        assert main([*EVALUATE, "done"]) == 0
+    for name in old:
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text("old")
+    with full_at(size):
+        assert said in complaint(capsys, argv)
+    files = {path.as_posix(): path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+    assert sorted(files) == sorted({*new, *old})
+    assert all(files[name] == b"old" for name in old)
+    assert not [path for path in here.iterdir() if path.name.startswith(".")]
+
+
+def test_what_no_command_expects_of_the_disk(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device", "somewhere")
+
+    for command in COMMANDS:
+        monkeypatch.setattr(f"hf_grounding_dino.commands.{command}.run", fail)
+        argv = [word for word in FORMS[command] if "{bad}" not in word]
+        assert complaint(capsys, argv) == "somewhere cannot be written: No space left on device"
+
+
+# --- options and places that are none ----------------------------------------------------------------------------
+
+FORMS = {
+    "detect": ["detect", "a.png", "--dtype={bad}"],
+    "annotate": ["annotate", "--output", "out", "--format={bad}"],
+    "validate": ["validate", "--annotations", "x", "--examples={bad}"],
+    "train": ["train", "shapes", "--set=batch_size={bad}"],
+    "publish": ["publish", "run", "--to", "out", "--which={bad}"],
+    "export": ["export", "out/m.onnx", "--format={bad}"],
+    "convert": ["convert", "nano.pth", "out", "--dtype={bad}"],
+    "evaluate": ["evaluate", "--batch-size={bad}"],
+    "calibrate": ["calibrate", "--model", "model", "--dtype={bad}"],
+    "app": ["app", "--port={bad}"],
+    "benchmark": ["benchmark", "--cases={bad}"],
+}
+IN_THE_WAY = {
+    **{name: argv for name, (argv, *_) in FILLING.items() if "," not in name and name not in ("calibrate", "convert")},
+    "calibrate": ["calibrate", *DATA, "--model", "model", "--to", "model", "--output", "out"],
+    "calibrate, to": ["calibrate", *DATA, "--model", "model", "--to", "out"],
+    "convert": ["convert", "nano.pth", "out/m", "--tokenizer", "model"],
+    "convert, back": MMDET,
+    "convert, onto": ["convert", "nano.pth", "out", "--tokenizer", "model"],
+    "convert, report": ["convert", "nano.pth", "m", "--tokenizer", "model", "--report", "out/report.json"],
+    "evaluate, results": [*EVALUATE, "report", "--save-results", "out/results.json"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_option_that_is_none(command: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = FORMS[command]
+    assert "'nonesuch'" in (said := complaint(capsys, [word.format(bad="nonesuch") for word in argv])) or (
+        "nonesuch is not" in said
+    )
+    plain = [word for word in argv if "{bad}" not in word]
+    assert complaint(capsys, [*plain, "--nonesuch"]) == "unrecognized arguments: --nonesuch"
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("case", IN_THE_WAY)
+def test_a_file_in_the_place_of_the_folder(case: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is said before any work is done, and the file stays."""
+    Path("out").write_text("old")
+    before = sorted(path.name for path in here.iterdir())
+    said = complaint(capsys, IN_THE_WAY[case])
+    assert said.startswith(("out", "the folder out cannot be made: "))
+    assert Path("out").read_text() == "old"
+    assert sorted(path.name for path in here.iterdir()) == before
+
+
+def test_every_command_is_in_a_table() -> None:
+    assert set(FORMS) == set(COMMANDS)
+    writing = {name.partition(",")[0] for name in FILLING}
+    assert writing == {name.partition(",")[0] for name in IN_THE_WAY} == set(COMMANDS) - {"validate"}
+    assert {*ASKING_THE_HUB, "publish", "validate"} == set(COMMANDS)
