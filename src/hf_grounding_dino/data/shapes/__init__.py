@@ -8,6 +8,7 @@ from .language import (
     caption_prompt,
     detection_prompt,
     expressions_prompt,
+    few_labels_prompt,
     places_prompt,
     referring_prompt,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "category_name",
     "detection_prompt",
     "expressions_prompt",
+    "few_labels_prompt",
     "generate_scene",
     "places_prompt",
     "referring_prompt",
