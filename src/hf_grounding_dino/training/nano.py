@@ -17,8 +17,8 @@ from ..processing_grounding_dino import GroundingDinoProcessor
 
 
 def nano_processor() -> GroundingDinoProcessor:
-    """Pictures at 160 pixels on the short side, and the words of Shapes."""
-    image_processor = GroundingDinoImageProcessor(size={"shortest_edge": 160, "longest_edge": 256})
+    """Pictures at 224 pixels on the short side, and the words of Shapes."""
+    image_processor = GroundingDinoImageProcessor(size={"shortest_edge": 224, "longest_edge": 358})
     return GroundingDinoProcessor(image_processor, build_tokenizer(VOCABULARY))
 
 
