@@ -24,7 +24,6 @@ from hf_grounding_dino.data.shapes import (
     category_name,
     detection_prompt,
     expressions_prompt,
-    few_labels_prompt,
     generate_scene,
     places_prompt,
     referring_prompt,
@@ -43,7 +42,7 @@ NUMBERS = dict(
 )
 
 Prompt = Callable[[Scene, np.random.Generator], Grounding | None]
-PROMPTS: tuple[Prompt, ...] = (detection_prompt, few_labels_prompt, caption_prompt, referring_prompt)
+PROMPTS: tuple[Prompt, ...] = (detection_prompt, caption_prompt, referring_prompt)
 
 
 def scenes(count: int, split: Split = "train", seed: int = 3) -> Iterator[Scene]:
@@ -215,23 +214,6 @@ class TestPrompts:
             absent = set(grounding.text) - {grounding.text[label] for label in grounding.class_labels}
             assert not any(item in said_of(name, scene) for name in absent for item in scene.objects)
         assert len(kinds) == 3
-
-    def test_few_labels_leave_out_what_they_do_not_name(self) -> None:
-        """One to three labels of the scene and at most two of others; every object of a label has its box."""
-        present, absent, left_out = set(), set(), 0
-        for scene, grounding in prompts(200, "train", few_labels_prompt):
-            assert len(set(grounding.text)) == len(grounding.text)
-            assert grounding.class_labels is not None
-            asked = [item for item in scene.objects if item.name in grounding.text]
-            assert grounding.boxes == tuple(item.box for item in asked)
-            assert [grounding.text[label] for label in grounding.class_labels] == [item.name for item in asked]
-            named = {item.name for item in asked}
-            present.add(len(named))
-            absent.add(len(grounding.text) - len(named))
-            left_out += len(asked) < len(scene.objects)
-        assert present == {1, 2, 3}
-        assert absent == {0, 1, 2}
-        assert left_out > 100
 
     def test_number_of_absent_labels(self) -> None:
         for scene in scenes(50):

@@ -8,7 +8,6 @@ from .language import (
     caption_prompt,
     detection_prompt,
     expressions_prompt,
-    few_labels_prompt,
     places_prompt,
     referring_prompt,
 )
@@ -51,7 +50,6 @@ __all__ = [
     "category_name",
     "detection_prompt",
     "expressions_prompt",
-    "few_labels_prompt",
     "generate_scene",
     "places_prompt",
     "referring_prompt",

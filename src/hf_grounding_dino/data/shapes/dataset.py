@@ -15,18 +15,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ...whole_files import write_whole
-from .language import (
-    Grounding,
-    caption_prompt,
-    detection_prompt,
-    expressions_prompt,
-    few_labels_prompt,
-    places_prompt,
-    referring_prompt,
-)
+from .language import Grounding, caption_prompt, detection_prompt, expressions_prompt, places_prompt, referring_prompt
 from .scene import CATEGORIES, MAX_OBJECTS, SPLIT_CODES, Scene, Split, generate_scene
 
-Task = Literal["mixed", "detection", "few", "caption", "referring", "expressions", "places", "across", "down"]
+Task = Literal["mixed", "detection", "caption", "referring", "expressions", "places", "across", "down"]
 FileTask = Literal["detection", "caption", "referring"]
 SizeOf = Callable[[int], tuple[int, int]]
 TaskOf = Callable[[int], Task]
@@ -37,7 +29,6 @@ ODVG_FILE: Final = "annotations.jsonl"
 LABEL_MAP_FILE: Final = "label_map.json"
 
 _TASKS: Final = get_args(Task)
-_FILE_TASKS: Final = get_args(FileTask)
 _REFER: Final[dict[str, Callable[..., Grounding | None]]] = {
     "referring": referring_prompt,
     "mixed": referring_prompt,
@@ -73,8 +64,7 @@ class ShapesDataset(Dataset[ShapesItem]):
 
     The task "mixed" holds one half of label prompts, 15 % of captions and 35 % of referring expressions; a scene that
     allows no such expression gets a label prompt there, and gives way to a spare scene under the tasks "referring", one
-    expression an item, "expressions", up to a dozen, and "places", the ends of a group of like objects. "detection"
-    asks for all that is there, "few" for one to three labels of it.
+    expression an item, "expressions", up to a dozen, and "places", the ends of a group of like objects.
     """
 
     def __init__(
@@ -144,8 +134,6 @@ class ShapesDataset(Dataset[ShapesItem]):
         task = self.task(index) if callable(self.task) else self.task
         if task == "detection" or (task == "mixed" and share < _DETECTION_SHARE):
             return scene, detection_prompt(scene, rng)
-        if task == "few":
-            return scene, few_labels_prompt(scene, rng)
         if task == "caption" or (task == "mixed" and share < _DETECTION_SHARE + _CAPTION_SHARE):
             return scene, caption_prompt(scene, rng)
         refer = _REFER[task]
@@ -227,8 +215,8 @@ def write_odvg(folder: str | os.PathLike[str], *, count: int, seed: int, split: 
     Raises:
         ValueError: another task; one file holds one kind of line.
     """
-    if task not in _FILE_TASKS:
-        raise ValueError(f"task must be one of {', '.join(_FILE_TASKS)}, not {task!r}")
+    if task not in _TASKS[1:]:
+        raise ValueError(f"task must be one of {', '.join(_TASKS[1:])}, not {task!r}")
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
     dataset = ShapesDataset(count, seed=seed, split=split, task=task)

@@ -24,7 +24,6 @@ __all__ = [
     "caption_prompt",
     "detection_prompt",
     "expressions_prompt",
-    "few_labels_prompt",
     "places_prompt",
     "referring_prompt",
 ]
@@ -37,8 +36,6 @@ _OPENINGS: Final = ("", "", "", "a picture of ", "this picture shows ", "the pic
 _ENDINGS: Final = ("", "", "", "", " in the picture", " in this picture")
 _LAST_JOINTS: Final = (" and ", " and ", ", and ", " with ", ", ")
 _DISTRACTOR_RATE: Final = 0.2
-_MOST_ASKED: Final = 3
-_MOST_ABSENT: Final = 2
 
 
 def detection_prompt(scene: Scene, rng: np.random.Generator, *, max_negatives: int = 55) -> Grounding:
@@ -66,20 +63,6 @@ def detection_prompt(scene: Scene, rng: np.random.Generator, *, max_negatives: i
         text=tuple(labels),
         boxes=tuple(item.box for item in scene.objects),
         class_labels=tuple(position[name] for name in named),
-    )
-
-
-def few_labels_prompt(scene: Scene, rng: np.random.Generator) -> Grounding:
-    """One to three of the pairs that are present, and up to two that are not; other objects are not asked for."""
-    shown = {item.name for item in scene.objects}
-    present = shuffled(sorted(shown), rng)[: int(rng.integers(1, _MOST_ASKED + 1))]
-    absent = [name for pair in _sayable_pairs(scene) if (name := category_name(*pair)) not in shown]
-    labels = shuffled([*present, *shuffled(absent, rng)[: int(rng.integers(_MOST_ABSENT + 1))]], rng)
-    asked = [item for item in scene.objects if item.name in labels]
-    return Grounding(
-        text=tuple(labels),
-        boxes=tuple(item.box for item in asked),
-        class_labels=tuple(labels.index(item.name) for item in asked),
     )
 
 
