@@ -11,17 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import transformers
 from PIL import Image
 
 import hf_grounding_dino
 from evaluation.roots import coco, true_answers, write_answers, write_root
+from hf_grounding_dino import GroundingDinoForObjectDetection, GroundingDinoPipeline, GroundingDinoProcessor
 from hf_grounding_dino.commands import PROGRAM
 from hf_grounding_dino.commands.main import main
 from hf_grounding_dino.data.records import SourceEntry
 from hf_grounding_dino.data.shapes import write_odvg
 from hf_grounding_dino.evaluation.assembly import Wishes, source_task
-from hf_grounding_dino.pipeline import GroundingDinoPipeline
 from hf_grounding_dino.thresholds import THRESHOLDS_FILE, Thresholds
 from training.runs import write_model
 
@@ -114,9 +113,8 @@ def test_a_model_is_asked_and_everything_uses_the_file(
     kept = found(calibrated, out)
     assert 0 < len(kept) < len(every)
     assert kept == [one for one in every if one["score"] > Thresholds.from_pretrained(model).of([one["label"]])[0]]
-    finder: Any = transformers.pipeline(
-        "zero-shot-object-detection", model=str(model), pipeline_class=GroundingDinoPipeline
-    )
+    own: Any = GroundingDinoForObjectDetection.from_pretrained(model)
+    finder = GroundingDinoPipeline(own, processor=GroundingDinoProcessor.from_pretrained(model))
     piped = finder(Image.open(picture), candidate_labels=LABELS, threshold="calibrated")
     assert [(one["label"], one["box"]) for one in piped] == [(one["label"], one["box"]) for one in kept]
 
