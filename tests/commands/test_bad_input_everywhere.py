@@ -179,19 +179,18 @@ def test_a_data_set_that_the_hub_does_not_give(
         assert complaint(capsys, argv).startswith("x/y: cannot be loaded (Dataset 'x/y' doesn't exist on the Hub")
 
 
+@pytest.mark.skipif(not STOCK_IS_SOUND, reason="transformers 5.17 closes the client of the Hub between its tries")
 @pytest.mark.parametrize(("command", "offline"), [*((door, False) for door in DOORS), ("detect", True)])
 def test_no_network(
     command: str, offline: bool, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The client tries again and again, with pauses, which are left out here; transformers 5.17 names no address."""
+    """The client tries again and again, with pauses, which are left out here."""
     hub_at(monkeypatch, "http://127.0.0.1:9")
     monkeypatch.setattr("time.sleep", lambda _: None)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     said = complaint(capsys, ASKING_THE_HUB[command])
     end = "couldn't find them in the cached files." + " (HF_HUB_OFFLINE is set)" * offline
-    assert "x/y" in said
-    if STOCK_IS_SOUND:
-        assert "couldn't connect to 'http://127.0.0.1:9'" in said and said.endswith(end)
+    assert "x/y" in said and "couldn't connect to 'http://127.0.0.1:9'" in said and said.endswith(end)
     assert not [path for path in here.rglob("out/**/*") if path.is_file()]
 
 
