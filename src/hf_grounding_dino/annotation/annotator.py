@@ -8,6 +8,7 @@ numbers are the same to the last digit.
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -232,11 +233,26 @@ def _batches(rows: Sequence[_Row], batch_size: int) -> list[dict[int, Prepared]]
     return [dict(good[first : first + batch_size]) for first in range(0, len(good), batch_size)]
 
 
+def _compute_on_one_core(all_there: threading.Barrier) -> None:
+    torch.get_num_threads()  # the first call in a thread takes the number of the process
+    torch.set_num_threads(1)
+    all_there.wait()
+
+
 @contextmanager
 def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that are not waited for when the block is left in the middle."""
-    pool = ThreadPoolExecutor(count, thread_name_prefix="read-ahead")
+    """Threads that are not waited for when the block is left in the middle.
+
+    Each computes on one core: several that resize on all cores would keep the model from them, and halve its speed.
+    """
+    all_there = threading.Barrier(count + 1)
+    pool = ThreadPoolExecutor(count, "read-ahead", initializer=_compute_on_one_core, initargs=(all_there,))
     try:
+        before = torch.get_num_threads()
+        for _ in range(count):
+            pool.submit(int)
+        all_there.wait()
+        torch.set_num_threads(before)  # some of what the threads have set holds for the whole process
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
