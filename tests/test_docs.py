@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from snippets import OUTPUT, Reader, Snippet, assert_alike, block_network, check_unrun, snippets_of
+from tiny import sound_stock
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -45,6 +46,7 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@sound_stock
 @pytest.mark.parametrize("page", dict.fromkeys(one.page for one in SNIPPETS), ids=lambda page: page.stem)
 def test_the_snippets_of_a_page_run(page: Path, trial: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One after the other in a folder with the trial pictures; what they print is what the page says."""
