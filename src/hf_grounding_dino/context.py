@@ -40,7 +40,8 @@ class ImageContext(NamedTuple):
     def fewest_tokens(self) -> int:
         """How many tokens the smallest image of the batch has of its own; 0, as it may be, where only a graph knows."""
         known = [level for level in self.sizes if isinstance(level, tuple)]
-        return min((sum(h * w for h, w in image) for image in zip(*known, strict=True)), default=0)
+        tokens = [sum(h * w for h, w in image) for image in zip(*known, strict=True)]
+        return min(tokens) if tokens else 0  # torch before 2.12 cannot trace `default`
 
 
 class Recording(NamedTuple):
