@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
-import logging
 import shutil
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +20,7 @@ from hf_grounding_dino.image_processing_grounding_dino import (
     original_size,
     read_images,
 )
+from silence import silence
 
 SIZE = {"shortest_edge": 48, "longest_edge": 80}
 RNG = np.random.default_rng(0)
@@ -47,23 +44,6 @@ def annotation(*boxes: list[float]) -> dict[str, Any]:
         "image_id": 1,
         "annotations": [{"bbox": b, "area": b[2] * b[3], "category_id": 0, "iscrowd": 0} for b in boxes],
     }
-
-
-@contextlib.contextmanager
-def no_warnings() -> Iterator[None]:
-    """Fail on anything that transformers logs as a warning, and on every Python warning."""
-    records: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: records.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("transformers")
-    logger.addHandler(handler)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            yield
-    finally:
-        logger.removeHandler(handler)
-    assert not records
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +96,7 @@ def same_options(one: Any, other: Any) -> bool:
 
 
 def test_either_loads_what_the_other_saved(ours: Any, stock: Any, tmp_path: Path) -> None:
-    with no_warnings():
+    with silence():
         ours.save_pretrained(tmp_path / "ours")
         stock.save_pretrained(tmp_path / "stock")
         loaded = AutoImageProcessor.from_pretrained(tmp_path / "ours")
@@ -134,7 +114,7 @@ def test_the_form_nested_in_processor_config_is_read_too(ours: Any, tmp_path: Pa
     nested = {"image_processor": ours.to_dict(), "processor_class": "GroundingDinoProcessor"}
     nested["image_processor"]["size"] = {"shortest_edge": 20, "longest_edge": 33}
     (tmp_path / "processor_config.json").write_text(json.dumps(nested))
-    with no_warnings():
+    with silence():
         loaded = GroundingDinoImageProcessor.from_pretrained(tmp_path)
     assert loaded(picture(40, 40), return_tensors="pt")["pixel_values"].shape[-2:] == (20, 20)
 
@@ -176,7 +156,7 @@ def test_the_original_rule_resizes_as_pil_does() -> None:
 def test_the_rule_is_kept_on_disk_and_checked(tmp_path: Path) -> None:
     GroundingDinoImageProcessor(resize_rule="original").save_pretrained(tmp_path)
     assert GroundingDinoImageProcessor.from_pretrained(tmp_path).resize_rule == "original"
-    with no_warnings():
+    with silence():
         AutoImageProcessor.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="resize_rule"):
         GroundingDinoImageProcessor(resize_rule="newest")
@@ -212,7 +192,7 @@ def test_a_transparent_palette_keeps_its_colours() -> None:
     image = picture(9, 14).quantize(8)
     expected = read_images(image.convert("RGB"))[0]
     image.info["transparency"] = bytes([0, 100, 255])
-    with no_warnings():
+    with silence():
         assert torch.equal(read_images(image)[0], expected)
 
 

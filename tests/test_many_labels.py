@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,8 +18,8 @@ from PIL import Image
 
 from hf_grounding_dino import GroundingDinoImageProcessor, GroundingDinoPipeline, GroundingDinoProcessor
 from hf_grounding_dino.data.tokenizer import build_tokenizer
-from hf_grounding_dino.prompts import encode_labels
 from hf_grounding_dino.vocabulary import chunk_labels
+from label_texts import is_label
 from tiny import tiny_model
 
 LISTS = int(os.environ.get("HF_GROUNDING_DINO_LABEL_LISTS", "500"))
@@ -39,14 +40,7 @@ quickly: Any = settings(
 # --- lists of labels ---------------------------------------------------------------------------------------------
 
 
-def accepted(label: str) -> bool:
-    """Whether it is a label at all: the refusals have tests of their own."""
-    try:
-        encode_labels([label], TOKENIZER)
-    except ValueError:
-        return False
-    return True
-
+accepted = partial(is_label, TOKENIZER)
 
 WORDS = (
     *("cat", "Cat", "CAT", "cats", "cat.", "a cat?", "U.S.A.", "who? me", "Éclair", "red  bus", "a, b", "#1", "straße"),

@@ -15,14 +15,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from packaging.version import Version
 from transformers import ResNetConfig
 
 import hf_grounding_dino as own
 import tiny
 
-STOCK_IS_RIGHT = Version(transformers.__version__) >= Version("5.23")
-with_stock = pytest.mark.skipif(not STOCK_IS_RIGHT, reason="stock text positions are wrong before 5.23")
 families = pytest.mark.parametrize("family", tiny.FAMILIES)
 
 RESNET = {
@@ -111,7 +108,7 @@ def load_strictly(cls: Any, path: Path) -> Any:
 # --- equal to stock ----------------------------------------------------------------------------------------------
 
 
-@with_stock
+@tiny.sound_stock
 @families
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_outputs_equal_stock(family: tiny.Family, variant: str) -> None:
@@ -123,7 +120,7 @@ def test_outputs_equal_stock(family: tiny.Family, variant: str) -> None:
     assert_same_outputs(model, tiny.stock_twin(model))
 
 
-@with_stock
+@tiny.sound_stock
 @pytest.mark.parametrize("boxes_shared", [True, False])
 @pytest.mark.parametrize("classes_shared", [True, False])
 def test_every_sharing_of_mm_heads_equals_stock(boxes_shared: bool, classes_shared: bool) -> None:
@@ -136,7 +133,7 @@ def test_every_sharing_of_mm_heads_equals_stock(boxes_shared: bool, classes_shar
     assert_same_outputs(model, tiny.stock_twin(model))
 
 
-@with_stock
+@tiny.sound_stock
 @families
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_attention_implementations_equal_stock(family: tiny.Family, implementation: str) -> None:
@@ -148,7 +145,7 @@ def test_attention_implementations_equal_stock(family: tiny.Family, implementati
     assert_same_outputs(model, tiny.stock_twin(model))
 
 
-@with_stock
+@tiny.sound_stock
 @families
 def test_hidden_states_equal_stock(family: tiny.Family) -> None:
     """With `output_hidden_states=True`: the states of every layer, and every token's first-stage logits and boxes."""
@@ -163,7 +160,7 @@ def attentions(model: Any) -> dict[str, Any]:
     return {name: getattr(output, name) for name in ("encoder_attentions", "decoder_attentions")}
 
 
-@with_stock
+@tiny.sound_stock
 @families
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_attentions_equal_stock(family: tiny.Family, implementation: str) -> None:
@@ -181,7 +178,7 @@ def test_attentions_equal_stock(family: tiny.Family, implementation: str) -> Non
                 assert_same(weights.reshape(stock_weights.shape), stock_weights, f"{name}[{kind}][{i}]")
 
 
-@with_stock
+@tiny.sound_stock
 @families
 def test_attentions_have_stocks_shapes(family: tiny.Family) -> None:
     """A script that indexes the weights reads what it read of stock."""
@@ -191,7 +188,7 @@ def test_attentions_have_stocks_shapes(family: tiny.Family) -> None:
         assert [[w.shape for w in layers] for layers in kinds] == [[w.shape for w in layers] for layers in stock[name]]
 
 
-@with_stock
+@tiny.sound_stock
 @families
 def test_tuple_output_is_stocks(family: tiny.Family) -> None:
     """`return_dict=False` gives what the fields of the output hold, in their order."""
@@ -211,7 +208,7 @@ def test_fields_on_demand_are_absent_otherwise(family: tiny.Family) -> None:
         assert getattr(output, field) is None, field
 
 
-@with_stock
+@tiny.sound_stock
 @families
 def test_outputs_have_every_field_of_stock(family: tiny.Family) -> None:
     """An import swap: whatever field a script reads of stock's output exists here, in the same order.
@@ -225,7 +222,7 @@ def test_outputs_have_every_field_of_stock(family: tiny.Family) -> None:
     assert list(ours) == [k for k in theirs if k not in ("enc_outputs_class", "enc_outputs_coord_logits")]
 
 
-@with_stock
+@tiny.sound_stock
 @families
 def test_queries_from_image_features(family: tiny.Family) -> None:
     """`embedding_init_target=False`, where stock crashes: the outputs are finite and everything learns."""
@@ -254,7 +251,7 @@ SHARING = [
 sharings = pytest.mark.parametrize(("family", "changes"), SHARING)
 
 
-@with_stock
+@tiny.sound_stock
 @sharings
 def test_stock_loads_what_we_save(family: tiny.Family, changes: dict[str, Any], tmp_path: Path) -> None:
     """Ours to disk, stock from disk: no key and no warning is left over, and the outputs are equal."""
@@ -264,7 +261,7 @@ def test_stock_loads_what_we_save(family: tiny.Family, changes: dict[str, Any], 
     assert_same_outputs(model, load_strictly(tiny.STOCK_MODEL[family], tmp_path))
 
 
-@with_stock
+@tiny.sound_stock
 @sharings
 def test_we_load_what_stock_saves(family: tiny.Family, changes: dict[str, Any], tmp_path: Path) -> None:
     """Stock to disk, ours from disk: no key and no warning is left over, and the outputs are equal."""
@@ -273,7 +270,7 @@ def test_we_load_what_stock_saves(family: tiny.Family, changes: dict[str, Any], 
     assert_same_outputs(load_strictly(own.GroundingDinoForObjectDetection, tmp_path), stock)
 
 
-@with_stock
+@tiny.sound_stock
 @families
 def test_auto_class_finds_stock_in_our_repo(family: tiny.Family, tmp_path: Path) -> None:
     """`AutoModelForZeroShotObjectDetection` opens what we save, as the stock class, without remote code."""
@@ -336,7 +333,7 @@ def test_our_base_loads_stock_base(family: tiny.Family, tmp_path: Path) -> None:
     load_strictly(own.GroundingDinoModel, tmp_path)
 
 
-@with_stock
+@tiny.sound_stock
 @families
 def test_base_of_a_detector_equals_stock(family: tiny.Family, tmp_path: Path) -> None:
     """`GroundingDinoModel.from_pretrained` of a detector's repo gives what stock's base model gives of it."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ from .image_processing_grounding_dino import GroundingDinoImageProcessor
 from .label_table import TABLE_FILE, TABLE_KEY
 from .modeling_grounding_dino import GroundingDinoForObjectDetection
 from .processing_grounding_dino import GroundingDinoProcessor
+from .whole_files import whole_file, whole_folder
 
 DEFAULT_TOKENIZER = "bert-base-uncased"
 TABLE_IN_MMDET = f"dn_query_generator.{TABLE_KEY}"
@@ -133,10 +133,9 @@ def convert_to_hf(
     if table is not None:
         model.enable_denoising(num_labels=len(table))
         _put_table(model, table)
-    with _written_whole(target) as partial:
-        partial.mkdir()
-        model.save_pretrained(partial, max_shard_size=max_shard_size)
-        _save_processor(partial, words)
+    with _told_unwritten(target), whole_folder(target) as unfinished:
+        model.save_pretrained(unfinished, max_shard_size=max_shard_size)
+        _save_processor(unfinished, words)
     return report
 
 
@@ -189,8 +188,8 @@ def convert_from_hf(
     if dtype is not None:
         theirs = {name: tensor.to(dtype) for name, tensor in theirs.items()}
     entries: dict[str, Any] = {"model": theirs} if layout == "original" else {"state_dict": theirs, "meta": {}}
-    with _written_whole(target) as partial:
-        torch.save({**entries, CONFIG_KEY: json.loads(config.to_json_string())}, partial)
+    with _told_unwritten(target), whole_file(target) as unfinished:
+        torch.save({**entries, CONFIG_KEY: json.loads(config.to_json_string())}, unfinished)
     return report
 
 
@@ -352,19 +351,8 @@ def _save_processor(folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> 
 
 
 @contextmanager
-def _written_whole(target: Path) -> Iterator[Path]:
-    """A hidden place beside `target` that takes its name when all went well, and otherwise goes."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+def _told_unwritten(target: Path) -> Iterator[None]:
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        if target.is_dir():
-            target.rmdir()
-        partial.rename(target)
+        yield
     except _WRITE_ERRORS as error:
         raise ConversionError(f"{target}: cannot be written: {error}") from error
-    finally:
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            partial.unlink(missing_ok=True)

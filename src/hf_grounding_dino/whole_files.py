@@ -1,9 +1,57 @@
-"""Files that are there whole or not at all, whatever interrupts the writing."""
+"""Files and folders that are there whole or not at all, whatever interrupts the writing."""
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A place beside `path` to write to, which replaces what lies at `path` when the block ends, and goes if it fails.
+
+    Folders on the way are made.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk; `path` is named, and what was there before is there still.
+    """
+    target = Path(path)
+    unfinished = _beside(target)
+    try:
+        yield unfinished
+        os.replace(unfinished, target)
+    except OSError as error:
+        if error.filename not in (None, str(unfinished)):
+            raise
+        # A full disk is told by an error without a file.
+        raise OSError(error.errno, error.strerror or str(error), str(target)) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """An empty folder beside `path`, which takes that name when the block ends, and goes if it fails.
+
+    At `path` nothing lies, or an empty folder. Folders on the way are made.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    target = Path(path).resolve()
+    unfinished = _beside(target)
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        if target.exists():
+            target.rmdir()
+        unfinished.rename(target)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def write_whole(path: str | os.PathLike[str], content: str | bytes) -> Path:
@@ -12,16 +60,16 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> Path:
     Text is written as UTF-8 with line ends as they are. What a failure leaves is removed.
 
     Raises:
-        OSError: it cannot be written, as on a full disk; it is named, and what was there before is there still.
+        OSError: as `whole_file`.
     """
-    target = Path(path)
-    unfinished = target.with_name(f".{os.getpid()}.unfinished")
-    try:
+    with whole_file(path) as unfinished:
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(unfinished, target)
-    except OSError as error:
-        # A full disk is told by an error without a file.
-        raise OSError(error.errno, error.strerror or str(error), str(target)) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return target
+    return Path(path)
+
+
+def _beside(target: Path) -> Path:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target)) from error
+    return target.with_name(f".{target.name}.{os.getpid()}.unfinished")

@@ -228,7 +228,10 @@ FILLING = {
     "annotate": Filling(ANNOTATE, 1500, f"out/annotations.json cannot be written: {FULL}", JOURNAL),
     "evaluate, protocol": Filling([*EVALUATE, "out"], 0, f"out/predictions/protocol.json cannot be written: {FULL}"),
     "evaluate, predictions": Filling(
-        [*EVALUATE, "out"], 1500, f"out/predictions cannot be written: {FULL}", (f"out/{STORE[0]}",)
+        [*EVALUATE, "out"],
+        1500,
+        f"out/predictions/part-0000-000000.parquet cannot be written: {FULL}",
+        (f"out/{STORE[0]}",),
     ),
     "evaluate": Filling(
         [*EVALUATE, "out"],

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from packaging.version import Version
 from PIL import Image
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor, pipeline
 
@@ -24,38 +19,14 @@ import hf_grounding_dino as own
 from hf_grounding_dino.assets import DEMO_LABELS, DEMO_PICTURE, NANO
 from hf_grounding_dino.data.tokenizer import build_tokenizer
 from hf_grounding_dino.remote_code import export_remote_code
-from tiny import FAMILIES, STOCK_CONFIG, STOCK_MODEL, Family, randomize, tiny_model, tiny_options
+from silence import silence
+from tiny import FAMILIES, STOCK_CONFIG, STOCK_MODEL, Family, randomize, sound_stock, tiny_model, tiny_options
 
-pytestmark = pytest.mark.skipif(
-    Version(transformers.__version__) < Version("5.23"), reason="stock text positions are wrong before 5.23"
-)
+pytestmark = sound_stock
 families = pytest.mark.parametrize("family", FAMILIES)
 TASK = "zero-shot-object-detection"
 CAPTION = "a cat. a remote control."
 SIZE = {"shortest_edge": 80, "longest_edge": 133}
-
-
-@contextmanager
-def silence() -> Iterator[None]:
-    """Fail on any warning, raised or logged, of any library."""
-    records: list[str] = []
-
-    class Keep(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            records.append(f"{record.name}: {record.getMessage()}")
-
-    handler = Keep(logging.WARNING)
-    loggers = [logging.getLogger(name) for name in (None, "transformers", "huggingface_hub")]
-    for logger in loggers:
-        logger.addHandler(handler)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            yield
-    finally:
-        for logger in loggers:
-            logger.removeHandler(handler)
-    assert not records
 
 
 @pytest.fixture(scope="module")

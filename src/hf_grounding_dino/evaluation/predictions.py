@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..data.records import DataError
-from ..whole_files import write_whole
+from ..whole_files import whole_file, write_whole
 from .tasks import Answer, CaseId
 
 PROTOCOL_FILE: Final = "protocol.json"
@@ -199,9 +199,8 @@ class PredictionWriter:
         table = pa.Table.from_pydict({name: [row[name] for row in self._rows] for name in _SCHEMA.names}, _SCHEMA)
         while (file := self._folder / f"part-{self._rank:04d}-{self._number:06d}.parquet").exists():
             self._number += 1
-        unfinished = file.with_suffix(".unfinished")
-        pq.write_table(table, unfinished, compression="zstd")
-        os.replace(unfinished, file)
+        with whole_file(file) as unfinished:
+            pq.write_table(table, unfinished, compression="zstd")
         self._rows = []
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..data.readers.common import parse_json, read_bytes
 from ..data.records import DataError
+from ..whole_files import whole_file
 from .tasks import CaseId
 
 _FIELDS = ("image_id", "category_id", "bbox", "score")
@@ -111,23 +112,18 @@ def write_results(path: str | os.PathLike[str], predictions: Iterable[Mapping[st
     """
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f"{file.name}.unfinished")
     count = 0
-    try:
-        with unfinished.open("w", encoding="utf-8") as stream:
-            stream.write("[")
-            for prediction in predictions:
-                boxes = np.asarray(prediction["boxes"], dtype=np.float64).reshape(-1, 4)
-                boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-                columns = (np.asarray(prediction[name]).tolist() for name in ("labels", "scores"))
-                for box, label, score in zip(boxes.tolist(), *columns, strict=True):
-                    entry = {"image_id": prediction["image_id"], "category_id": label, "bbox": box, "score": score}
-                    stream.write(f"{',' if count else ''}\n{json.dumps(entry)}")
-                    count += 1
-            stream.write("\n]\n")
-        os.replace(unfinished, file)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole_file(file) as unfinished, unfinished.open("w", encoding="utf-8") as stream:
+        stream.write("[")
+        for prediction in predictions:
+            boxes = np.asarray(prediction["boxes"], dtype=np.float64).reshape(-1, 4)
+            boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+            columns = (np.asarray(prediction[name]).tolist() for name in ("labels", "scores"))
+            for box, label, score in zip(boxes.tolist(), *columns, strict=True):
+                entry = {"image_id": prediction["image_id"], "category_id": label, "bbox": box, "score": score}
+                stream.write(f"{',' if count else ''}\n{json.dumps(entry)}")
+                count += 1
+        stream.write("\n]\n")
     return count
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from importlib.metadata import version
@@ -12,6 +11,7 @@ from huggingface_hub import SpaceCardData
 
 from .. import __version__
 from ..assets import NANO
+from ..whole_files import whole_folder
 from .web import TITLE
 
 SHORT_DESCRIPTION = "Find in a picture what words name"
@@ -61,18 +61,11 @@ def export_space(folder: Path, model: str = str(NANO), dtype: str = "float32", n
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not an empty folder: a Space is written into a new one")
     source = _model_folder(model)
-    unfinished = folder.resolve().with_name(f".{folder.resolve().name}.{os.getpid()}.unfinished")
-    unfinished.mkdir(parents=True)
-    try:
+    with whole_folder(folder) as unfinished:
         if source is not None:
             shutil.copytree(source, unfinished / _MODEL_FOLDER, ignore=_all_but_model_files)
         for name, text in _files(model, source is not None, dtype, note).items():
             (unfinished / name).write_text(text, encoding="utf-8")
-        if folder.exists():
-            folder.rmdir()
-        unfinished.rename(folder.resolve())
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _model_folder(model: str) -> Path | None:
