@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import pickle
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +15,7 @@ from transformers import ResNetConfig
 
 import hf_grounding_dino as own
 import tiny
+from silence import silence
 
 families = pytest.mark.parametrize("family", tiny.FAMILIES)
 
@@ -52,26 +49,6 @@ STATE_FIELDS = (
 )  # fmt: skip
 
 
-@contextmanager
-def no_warning() -> Iterator[None]:
-    """Fail on any warning, from `warnings` or through the loggers of transformers."""
-    records: list[str] = []
-
-    class Keep(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            records.append(record.getMessage())
-
-    logger, handler = logging.getLogger("transformers"), Keep(logging.WARNING)
-    logger.addHandler(handler)
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            yield
-    finally:
-        logger.removeHandler(handler)
-    assert records + [str(w.message) for w in caught] == []
-
-
 def assert_same(ours: Any, theirs: Any, what: str) -> None:
     """Nested tuples of tensors are equal in structure, and in value within 1e-4; infinities equal themselves."""
     assert (ours is None) == (theirs is None), what
@@ -99,7 +76,7 @@ def assert_same_outputs(ours: Any, theirs: Any, fields: tuple[str, ...] = COMMON
 
 def load_strictly(cls: Any, path: Path) -> Any:
     """Load without a missing, unexpected or mismatched key, an error or a warning."""
-    with no_warning():
+    with silence():
         model, info = cls.from_pretrained(path, output_loading_info=True)
     assert {name: list(keys) for name, keys in info.items() if keys} == {}
     return model.eval()
@@ -153,11 +130,14 @@ def test_hidden_states_equal_stock(family: tiny.Family) -> None:
     assert_same_outputs(model, tiny.stock_twin(model), STATE_FIELDS, output_hidden_states=True)
 
 
+ATTENTION_FIELDS = ("encoder_attentions", "decoder_attentions")
+
+
 def attentions(model: Any) -> dict[str, Any]:
     """Both attention fields of a model."""
     with torch.no_grad():
         output = model(**inputs(), output_attentions=True)
-    return {name: getattr(output, name) for name in ("encoder_attentions", "decoder_attentions")}
+    return {name: getattr(output, name) for name in ATTENTION_FIELDS}
 
 
 @tiny.sound_stock
@@ -176,6 +156,30 @@ def test_attentions_equal_stock(family: tiny.Family, implementation: str) -> Non
         for kind, (layers, stock_layers) in enumerate(zip(kinds, stock[name], strict=True)):
             for i, (weights, stock_weights) in enumerate(zip(layers, stock_layers, strict=True)):
                 assert_same(weights.reshape(stock_weights.shape), stock_weights, f"{name}[{kind}][{i}]")
+
+
+@tiny.sound_stock
+@families
+@pytest.mark.parametrize(
+    ("kinds", "result"),
+    [("encoder_attentions", "encoder_last_hidden_state_vision"), ("decoder_attentions", "last_hidden_state")],
+)
+def test_gradients_of_attentions_equal_stock(family: tiny.Family, kinds: str, result: str) -> None:
+    """What is returned is what the model goes on with, so that explanations by gradients read it as from stock."""
+
+    def gradients(model: Any) -> list[torch.Tensor | None]:
+        output = model(**inputs(), output_attentions=True)
+        weights = [weights for layers in getattr(output, kinds) for weights in layers]
+        for one in weights:
+            one.retain_grad()
+        output[result].square().sum().backward()
+        return [one.grad for one in weights]
+
+    model = tiny.tiny_model(family)
+    expected = gradients(tiny.stock_twin(model))
+    assert any(grad is not None for grad in expected)
+    for i, (grad, theirs) in enumerate(zip(gradients(model), expected, strict=True)):
+        assert_same(grad, theirs, f"{kinds}, number {i}")
 
 
 @tiny.sound_stock
@@ -256,7 +260,7 @@ sharings = pytest.mark.parametrize(("family", "changes"), SHARING)
 def test_stock_loads_what_we_save(family: tiny.Family, changes: dict[str, Any], tmp_path: Path) -> None:
     """Ours to disk, stock from disk: no key and no warning is left over, and the outputs are equal."""
     model = tiny.tiny_model(family, **changes)
-    with no_warning():
+    with silence():
         model.save_pretrained(tmp_path)
     assert_same_outputs(model, load_strictly(tiny.STOCK_MODEL[family], tmp_path))
 

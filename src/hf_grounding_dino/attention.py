@@ -35,12 +35,17 @@ def eager_attention(
     **_: Any,
 ) -> tuple[Tensor, Tensor]:
     """Attention written out; returns `(B, N, H, D / H)` and the weights `(B, H, N, M)`."""
-    scores = query @ key.transpose(-1, -2) * scaling
-    if attention_mask is not None:
-        scores = scores.masked_fill(attention_mask.logical_not(), torch.finfo(scores.dtype).min)
-    weights = scores.softmax(-1)
+    weights = attention_weights(query, key, attention_mask, scaling)
     dropped = nn.functional.dropout(weights, dropout, module.training)
     return (dropped @ value).transpose(1, 2), weights
+
+
+def attention_weights(query: Tensor, key: Tensor, may_attend: Tensor | None, scaling: float) -> Tensor:
+    """The weights `(..., N, M)` of queries `(..., N, C)` over keys `(..., M, C)`."""
+    scores = query @ key.mT * scaling
+    if may_attend is not None:
+        scores = scores.masked_fill(may_attend.logical_not(), torch.finfo(scores.dtype).min)
+    return scores.softmax(-1)
 
 
 def attend(
@@ -173,19 +178,20 @@ class BidirectionalAttention(nn.Module):
         text_key = split_heads(self.text_proj(text_BTD), self.num_heads)
         image_value = split_heads(self.values_vision_proj(image_BSD), self.num_heads)
         text_value = split_heads(self.values_text_proj(text_BTD), self.num_heads)
-        dropout = self.config.fusion_dropout
-        from_text, image_weights = attend(self, "eager", image_key, text_key, text_value, text.may_attend_B11T, dropout)
-        from_image, text_weights = attend(
-            self, "eager", text_key, image_key, image_value, image.may_attend_B11S, dropout
-        )
-        assert image_weights is not None
-        assert text_weights is not None
-        return (
-            self.out_vision_proj(from_text),
-            self.out_text_proj(from_image),
-            image_weights.flatten(0, 1),
-            text_weights.flatten(0, 1),
-        )
+        from_text, image_weights = self._attend_one_way(image_key, text_key, text_value, text.may_attend_B11T)
+        from_image, text_weights = self._attend_one_way(text_key, image_key, image_value, image.may_attend_B11S)
+        return self.out_vision_proj(from_text), self.out_text_proj(from_image), image_weights, text_weights
+
+    def _attend_one_way(
+        self, query_BHNC: Tensor, key_BHMC: Tensor, value_BHMC: Tensor, may_attend_B11M: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """What is taken `(B, N, H * C)`, and the weights `(B * H, N, M)`, through which its gradients come."""
+        if may_attend_B11M is not None:
+            may_attend_B11M = may_attend_B11M.expand(-1, self.num_heads, -1, -1).flatten(0, 1)
+        query, key, value = (x.flatten(0, 1) for x in (query_BHNC, key_BHMC, value_BHMC))
+        weights = attention_weights(query, key, may_attend_B11M, query.shape[-1] ** -0.5)
+        taken = nn.functional.dropout(weights, self.config.fusion_dropout, self.training) @ value
+        return taken.unflatten(0, (-1, self.num_heads)).transpose(1, 2).flatten(2), weights
 
     def _taken_for_their_weights(self) -> tuple[nn.Module, ...]:
         return self.vision_proj, self.values_vision_proj, self.out_vision_proj

@@ -165,7 +165,7 @@ class _Cases:
     def test_retain_grad_hidden_states_attentions(self: Any) -> None:
         config, inputs = self.model_tester.prepare_config_and_inputs()
         outputs = self.all_model_classes[0](config)(**inputs, output_hidden_states=True, output_attentions=True)
-        kept = [outputs.encoder_vision_hidden_states[0], outputs.encoder_attentions[-1][0]]
+        kept = [outputs.encoder_vision_hidden_states[0], outputs.encoder_attentions[0][0]]
         kept.append(outputs.decoder_attentions[-1][0])
         for tensor in kept:
             tensor.retain_grad()
