@@ -75,7 +75,8 @@ class ContrastiveHead(nn.Module):
         """Logits `(B, N, T)`, -inf on padding."""
         logits = x_BND @ text_BTD.transpose(-1, -2)
         if self.bias is not None:
-            logits = logits / math.sqrt(x_BND.shape[-1]) + self.bias
+            # A scalar leaves the logits their dtype; sharded, the parameter is a vector of one.
+            logits = logits / math.sqrt(x_BND.shape[-1]) + self.bias.squeeze()
         return logits.masked_fill(may_attend_B11T[:, 0].logical_not(), -torch.inf)
 
 

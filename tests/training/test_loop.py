@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +131,27 @@ def test_two_processes_equal_one(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert run(tmp_path, "max_steps=5", resume=True).steps == 5
     assert "was on 2 processes and goes on with 1" in capsys.readouterr().out
     assert len(logged(tmp_path / "run")) == 5
+
+
+def test_two_machines_equal_one_process(tmp_path: Path) -> None:
+    """Two launchers that meet over the network, with one process each; one of them alone writes."""
+    recipe = write_recipe(tmp_path)
+    run(tmp_path, f"output_dir={tmp_path}/one")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    meeting = ("--nnodes", "2", "--nproc_per_node", "1", "--master_addr", "127.0.0.1", "--master_port", port)
+    with ThreadPoolExecutor(2) as machines:
+        launched = [
+            machines.submit(train_command, recipe, "-m", "torch.distributed.run", *meeting, "--node_rank", str(machine))
+            for machine in range(2)
+        ]
+        for machine in launched:
+            machine.result()
+    for name in ("loss", "grad_norm"):
+        one, two = (torch.tensor(logged(tmp_path / part, name)) for part in ("one", "run"))
+        torch.testing.assert_close(one[:1], two[:1], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(one, two, rtol=2e-3, atol=1e-3)
 
 
 def test_a_model_learns_eight_pictures(tmp_path: Path) -> None:

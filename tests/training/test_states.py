@@ -54,7 +54,7 @@ class Run:
         self.set(-1.0)
         step, content = self.folder.load_state(self.accelerator)
         assert self.weight == step == content["step"]
-        assert content == {"step": step, "world_size": 1, "batch_size": 4}
+        assert content == {"step": step, "world_size": 1, "sharded": False, "batch_size": 4}
         return step
 
 
@@ -267,7 +267,8 @@ def two_processes(path: Path) -> None:
     else:
         raise AssertionError("only one of two processes noticed")
     Accelerator.save_state = original  # type: ignore[method-assign]
-    assert run.folder.load_state(run.accelerator) == (500, {"step": 500, "world_size": 2, "batch_size": 4})
+    content = {"step": 500, "world_size": 2, "sharded": False, "batch_size": 4}
+    assert run.folder.load_state(run.accelerator) == (500, content)
     with StopSignal() as stop:
         assert not stop.requested(run.accelerator)
         if rank == 1:

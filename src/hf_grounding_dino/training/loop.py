@@ -12,11 +12,12 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import AveragedModel
 
 from ..data.training_set import Skipped, StepBatch
+from .averaging import MovingAverage
 from .progress import Progress
 from .recipe import Recipe
+from .sharding import whole
 from .states import StopSignal
 
 
@@ -42,7 +43,7 @@ class Trainee:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: LRScheduler
-    average: AveragedModel | None
+    average: MovingAverage | None
     start_training: Callable[[], None]
 
 
@@ -114,7 +115,8 @@ def accumulate(trainee: Trainee, batch: StepBatch, progress: Progress) -> dict[s
     last = len(batch.micro_batches) - 1
     for i, inputs in enumerate(batch.micro_batches):
         with accelerator.no_sync(model) if i < last else nullcontext():
-            with progress.watch.measure("forward"):
+            # Accelerate puts autocast around a model that it wraps, but not around one that it shards.
+            with progress.watch.measure("forward"), accelerator.autocast():
                 output: Any = model(**send_to_device(inputs, accelerator.device), num_boxes=num_boxes)
             with progress.watch.measure("backward"):
                 accelerator.backward(output.loss)
@@ -131,5 +133,5 @@ def update(trainee: Trainee, max_grad_norm: float) -> Tensor:
     trainee.optimizer.zero_grad()
     trainee.schedule.step()
     if trainee.average is not None:
-        trainee.average.update_parameters(trainee.accelerator.unwrap_model(trainee.model))
-    return torch.as_tensor(norm, device=trainee.accelerator.device)
+        trainee.average.update()
+    return torch.as_tensor(whole(norm), device=trainee.accelerator.device)

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..data.augmentation import Augmentation
 from ..data.collate import GroundingCollator
@@ -24,11 +23,13 @@ from ..data.records import DataError, RecordSet, RecordStream, SourceEntry
 from ..data.training_prompts import PromptSampler
 from ..data.training_set import Skipped, TrainingSet
 from .adapters import add_lora
+from .averaging import MovingAverage
 from .groups import GroupSettings, freeze, parameter_groups, train_mode
 from .loop import Trainee
 from .options import OptionError
 from .recipe import Recipe
 from .schedules import ScheduleSettings, build_schedule
+from .sharding import shard_by_layers
 from .start import SavedModel, Start, load_start
 from .states import RunFolder
 
@@ -132,6 +133,8 @@ class Run:
         freeze(model, recipe.freeze)
         if recipe.lora is not None:
             model = add_lora(model, recipe.lora)
+        saved = SavedModel(before, model, recipe)
+        shard_by_layers(accelerator, model)
         rates = GroupSettings(
             learning_rate=recipe.learning_rate,
             backbone_multiplier=recipe.backbone_multiplier,
@@ -140,13 +143,11 @@ class Run:
             decay_vectors=recipe.decay_vectors,
         )
         optimizer = torch.optim.AdamW(parameter_groups(model, rates), lr=recipe.learning_rate)
-        saved = SavedModel(before, model, recipe)
-        average = None
-        if recipe.average_decay is not None:
-            average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.average_decay))
-            average.to(accelerator.device)
         schedule = build_schedule(optimizer, self._schedule())
         model, optimizer = accelerator.prepare(model, optimizer)
+        average = None
+        if recipe.average_decay is not None:
+            average = MovingAverage(accelerator.unwrap_model(model), recipe.average_decay)
         accelerator.register_for_checkpointing(*([schedule] if average is None else [schedule, average]))
         trainee = Trainee(accelerator, model, optimizer, schedule, average, partial(train_mode, model))
         return trainee, saved

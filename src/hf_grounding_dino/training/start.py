@@ -16,6 +16,7 @@ from .interpolation import interpolate
 from .loop import Trainee
 from .options import OptionError
 from .recipe import Recipe
+from .sharding import whole
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -60,9 +61,12 @@ class SavedModel:
 
     def build(self, trainee: Trainee) -> GroundingDinoForObjectDetection:
         """The model of this moment, in eval mode on the device; all processes must ask together."""
-        average, accelerator = trainee.average, trainee.accelerator
-        state = accelerator.get_state_dict(trainee.model) if average is None else average.module.state_dict()
-        self._blank.load_state_dict(state)
+        accelerator, average = trainee.accelerator, trainee.average
+        trained = accelerator.unwrap_model(trainee.model)
+        weights = {**dict(trained.named_parameters()), **dict(trained.named_buffers())}
+        weights |= {} if average is None else average.weights
+        for name, copied in (*self._blank.named_parameters(), *self._blank.named_buffers()):
+            copied.data.copy_(whole(weights[name]).view_as(copied))
         model: Any = merge_lora(cast("PeftModel", self._blank)) if self._has_adapters else self._blank
         if self._start is not None:
             model.load_state_dict(interpolate(self._start, model, self._share))

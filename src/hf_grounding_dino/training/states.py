@@ -23,6 +23,9 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch.distributed import is_torchelastic_launched
+from torch.distributed.checkpoint.api import CheckpointException
+
+from .sharding import is_sharded
 
 PARTIAL, OLD, DELETED = "partial", "old", "deleted"
 MARK = "step.json"
@@ -84,7 +87,8 @@ class RunFolder:
         """
         partial = self.states / f".{PARTIAL}"
         main = accelerator.is_main_process
-        content = json.dumps({**extra, "step": step, "world_size": accelerator.num_processes})
+        facts = {"step": step, "world_size": accelerator.num_processes, "sharded": is_sharded(accelerator)}
+        content = json.dumps({**extra, **facts})
 
         def begin() -> None:
             if main:
@@ -124,7 +128,8 @@ class RunFolder:
         Processes beyond the number that wrote the state keep the random numbers they have.
 
         Returns:
-            The step, and all of `step.json`: `step`, `world_size` (how many processes wrote it), and the extras.
+            The step, and all of `step.json`: `step`, `world_size` (how many processes wrote it), `sharded` (whether
+            each wrote a part of the weights), and the extras.
 
         Raises:
             FileNotFoundError: there is no state.
@@ -136,11 +141,17 @@ class RunFolder:
         folder = self.newest_state()
         if folder is None:
             raise FileNotFoundError(f"Nothing to resume from in {self.states}.")
+        content: dict[str, Any] = json.loads((folder / MARK).read_text())
+        if content["sharded"] != is_sharded(accelerator):
+            kinds = ("sharded", "whole") if content["sharded"] else ("whole", "sharded")
+            raise StateError(
+                f"The state in {folder} is of {kinds[0]} weights, this run's are {kinds[1]}: go on with it as it was"
+                " launched, or train last/ in a new output_dir"
+            )
         try:
-            accelerator.load_state(str(folder))
+            _of_all_shards(accelerator.load_state, folder)
         except (*WriteErrors, ValueError, LookupError) as error:
             raise StateError(f"The state in {folder} does not fit this run: {_reason(error)}") from error
-        content: dict[str, Any] = json.loads((folder / MARK).read_text())
         return content["step"], content
 
     # --- models --------------------------------------------------------------------------------------------------
@@ -240,7 +251,16 @@ def _reason(error: BaseException) -> str:
 
 
 def _save_everything(accelerator: Accelerator, folder: Path) -> None:
-    accelerator.save_state(str(folder))
+    _of_all_shards(accelerator.save_state, folder)
+
+
+def _of_all_shards(work: Callable[[str], object], folder: Path) -> None:
+    """Save or load; what fails for sharded weights is told as it would be for whole ones."""
+    try:
+        work(str(folder))
+    except CheckpointException as error:  # which is no Exception, and whose text is a traceback
+        problem, _ = next(iter(error.failures.values()))
+        raise problem from None
 
 
 def _together(accelerator: Accelerator, work: Callable[[], None]) -> None:

@@ -1,0 +1,82 @@
+"""Weights sharded over the processes by FSDP2 (`accelerate launch --use_fsdp --fsdp_version 2`).
+
+Parameters, gradients, the optimizer's moments and the moving average are then divided among the processes, and a layer
+is whole only while it computes. What is measured and saved is whole.
+"""
+
+from __future__ import annotations
+
+import os
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, str_to_bool
+from torch import Tensor, nn
+from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from .options import OptionError
+
+LAYERS = ("SwinStage", "BertLayer", "EnhancerLayer", "DecoderLayer")
+"""What is gathered at a time; everything else is gathered for the whole of a step."""
+_UNSUPPORTED = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether the weights are sharded by what the accelerator prepares."""
+    return bool(accelerator.distributed_type == DistributedType.FSDP)
+
+
+def shard_by_layers(accelerator: Accelerator, model: nn.Module) -> None:
+    """Make ready what is to be sharded, before there is an optimizer; nothing to do where nothing is.
+
+    Every process has loaded the whole model. Layers are sharded one by one. What is computed in half precision is said
+    by autocast, as without sharding, so that weights and sums of gradients stay in float32. Scalars, which FSDP2 does
+    not take, become vectors of one.
+
+    Raises:
+        OptionError: weights would be divided in a way that is not supported, or not at all where it was asked for.
+    """
+    if accelerator.distributed_type in _UNSUPPORTED:
+        name = accelerator.distributed_type.value.lower()
+        raise OptionError(f"{name} is not supported: shard with --use_fsdp --fsdp_version 2, or not at all")
+    if not is_sharded(accelerator):
+        if str_to_bool(os.environ.get("ACCELERATE_USE_FSDP", "false")):
+            raise OptionError("FSDP needs GPUs, and a launcher such as `accelerate launch`")
+        return
+    plugin = accelerator.state.fsdp_plugin
+    if plugin.fsdp_version != 2:
+        raise OptionError(f"FSDP of version {plugin.fsdp_version} is not supported: add --fsdp_version 2")
+    if plugin.activation_checkpointing:
+        raise OptionError("FSDP's activation checkpointing is not supported: set gradient_checkpointing=true")
+    plugin.auto_wrap_policy = transformer_auto_wrap_policy
+    there = {type(module).__name__ for module in model.modules()}
+    plugin.transformer_cls_names_to_wrap = [name for name in LAYERS if name in there]
+    plugin.cpu_ram_efficient_loading = False
+    plugin.mixed_precision_policy = None
+    _scalars_as_vectors(model)
+
+
+def _scalars_as_vectors(model: nn.Module) -> None:
+    vectors: dict[nn.Parameter, nn.Parameter] = {}  # a tied one stays tied
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.ndim == 0:
+                vector = nn.Parameter(parameter.detach().view(1), parameter.requires_grad)
+                setattr(module, name, vectors.setdefault(parameter, vector))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor of which each process may have a part only; all processes must ask together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """The part of this process, which shares its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def divided_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A tensor that every process has whole, divided as another is."""
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

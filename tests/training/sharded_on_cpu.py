@@ -1,0 +1,46 @@
+"""`hf-grounding-dino train` with the weights sharded over processes on a CPU, where Accelerate itself shards nothing.
+
+Accelerate's own preparation, clipping and states are used: it is told only that FSDP is on. Run by torchrun. With
+DIE_IN_STEP=n in the environment, all processes are killed in that step; with FULL_IN_STEP=n, the disk of the second is
+full from then on.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+from typing import Any
+
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
+
+from hf_grounding_dino.commands.main import main
+from hf_grounding_dino.training import loop
+
+_init = AcceleratorState.__init__
+
+
+def _with_fsdp(self: Any, *arguments: Any, fsdp_plugin: Any = None, **options: Any) -> None:
+    _init(self, *arguments, fsdp_plugin=fsdp_plugin, **options)
+    if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+        self.fsdp_plugin = fsdp_plugin
+        self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+
+_update, _steps = loop.update, []
+
+
+def _disturbed(*arguments: Any) -> Any:
+    _steps.append(None)
+    if len(_steps) == int(os.environ.get("DIE_IN_STEP", 0)):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if len(_steps) == int(os.environ.get("FULL_IN_STEP", 0)) and os.environ["RANK"] == "1":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
+    return _update(*arguments)
+
+
+loop.update = _disturbed
+AcceleratorState.__init__ = _with_fsdp  # type: ignore[method-assign]
+sys.exit(main(["train", *sys.argv[1:]]))

@@ -1,0 +1,119 @@
+"""Weights sharded by FSDP2 train, are saved and go on as whole ones do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_grounding_dino.commands import PROGRAM
+from hf_grounding_dino.training.conduct import run_recipe
+from hf_grounding_dino.training.options import OptionError
+from hf_grounding_dino.training.recipe import read_recipe
+from hf_grounding_dino.training.states import RunFolder, StateError
+
+from .runs import logged, weights, write_recipe
+
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+LAUNCHED = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
+
+def train_sharded(recipe: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Train on two processes."""
+    script = Path(__file__).with_name("sharded_on_cpu.py")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | FSDP2 | variables
+    command = [sys.executable, *LAUNCHED, str(script), str(recipe), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+
+
+def assert_same_run(one: Path, other: Path, rtol: float = 2e-3, atol: float = 1e-3) -> None:
+    for name in ("loss", "grad_norm", "loss_ce", "loss_giou_dn"):
+        first, second = (torch.tensor(logged(run, name)) for run in (one, other))
+        torch.testing.assert_close(first[:1], second[:1], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(first, second, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"average_decay": None, "pictures_at_once": 1, "gradient_checkpointing": True}]
+)
+def test_sharded_processes_equal_one(tmp_path: Path, changes: dict[str, object]) -> None:
+    """Law 12 over FSDP2: losses, norms of gradients, and what is saved, of the same names and shapes."""
+    recipe = write_recipe(tmp_path, **changes)
+    run_recipe(read_recipe(str(recipe), [f"output_dir={tmp_path}/one"]))
+    done = train_sharded(recipe)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path / "one", tmp_path / "run")
+    one, sharded = weights(tmp_path / "one"), weights(tmp_path / "run")
+    assert {name: tensor.shape for name, tensor in sharded.items()} == {k: v.shape for k, v in one.items()}
+    for name, tensor in one.items():
+        torch.testing.assert_close(sharded[name], tensor, rtol=1e-2, atol=2e-3, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_sharded_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+    """Weights, moments and the average come back to the bit; the state of a sharded run is for sharded runs."""
+    recipe = write_recipe(tmp_path)
+    assert train_sharded(recipe, "--set", f"output_dir={tmp_path}/whole").returncode == 0
+    assert train_sharded(recipe, DIE_IN_STEP="4").returncode != 0
+    assert len(logged(tmp_path / "run")) == 3
+    resumed = train_sharded(recipe, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert logged(tmp_path / "run") == logged(tmp_path / "whole")
+    whole, run = weights(tmp_path / "whole"), weights(tmp_path / "run")
+    assert [name for name in whole if not torch.equal(whole[name], run[name])] == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_sharded_process_on_a_gpu_equals_a_whole_one(tmp_path: Path, precision: str) -> None:
+    """Without the script: Accelerate itself shards there."""
+    recipe = write_recipe(tmp_path, precision=precision)
+    for folder, variables in (("one", {}), ("run", FSDP2)):
+        options = ["--set", f"output_dir={tmp_path / folder}"]
+        command = [sys.executable, *LAUNCHED[:-1], "1", "-m", "hf_grounding_dino", "train", str(recipe), *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | variables)
+        assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path / "one", tmp_path / "run", rtol=5e-2, atol=1e-2)
+
+
+def complaints(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """The lines with which processes ended, apart from where the bar of progress stands."""
+    assert done.returncode != 0
+    return [line[line.index(PROGRAM) :] for line in done.stderr.splitlines() if f"{PROGRAM}: " in line]
+
+
+def test_mistakes_are_one_line(tmp_path: Path) -> None:
+    """A disk that fills under one process stops both with a state to go on from, which a whole run refuses."""
+    recipe = write_recipe(tmp_path)
+    lines = complaints(train_sharded(recipe, FULL_IN_STEP="3"))
+    assert sorted(line.split("): ")[-1] for line in lines) == ["File too large", "File too large"]
+    state = RunFolder(tmp_path / "run").newest_state()
+    assert state is not None and state.name.endswith("step-000002")
+    with pytest.raises(StateError, match="of sharded weights, this run's are whole: go on with it as it was launched"):
+        run_recipe(read_recipe(str(recipe)), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"FSDP_VERSION": "1"}, "FSDP of version 1 is not supported: add --fsdp_version 2"),
+        (
+            {"FSDP_ACTIVATION_CHECKPOINTING": "true"},
+            "FSDP's activation checkpointing is not supported: set gradient_checkpointing=true",
+        ),
+    ],
+)
+def test_what_is_not_supported_is_refused(tmp_path: Path, variables: dict[str, str], message: str) -> None:
+    lines = complaints(train_sharded(write_recipe(tmp_path), **variables))
+    assert set(lines) == {f"{PROGRAM}: {message}"}
+
+
+def test_sharding_is_not_left_out_silently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accelerate does that on a CPU, and without a launcher."""
+    for name, value in FSDP2.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(OptionError, match="FSDP needs GPUs, and a launcher such as `accelerate launch`"):
+        run_recipe(read_recipe(str(write_recipe(tmp_path))))
