@@ -100,6 +100,30 @@ def test_both_load_it_and_find_the_same(family: Family, save: Any, tmp_path: Pat
         assert_same(detections(one, ours, picture, threshold), detections(one, theirs, picture, threshold), picture)
 
 
+def stock_pipeline(folder: Path) -> Any:
+    return pipeline(TASK, model=str(folder), device="cpu")
+
+
+def our_pipeline(folder: Path) -> Any:
+    model = own.GroundingDinoForObjectDetection.from_pretrained(folder)
+    return own.GroundingDinoPipeline(model, own.GroundingDinoProcessor.from_pretrained(folder), device="cpu")
+
+
+@families
+@pytest.mark.parametrize("load", [stock_pipeline, our_pipeline])
+def test_a_pipeline_finds_the_same_in_either_repo(
+    family: Family, load: Any, tmp_path: Path, picture: Image.Image
+) -> None:
+    """The same weights, saved here and by stock, each with the processor of its side."""
+    folders = [save_ours(family, tmp_path / "ours"), save_stock(family, tmp_path / "stock")]
+    STOCK_MODEL[family].from_pretrained(folders[0]).save_pretrained(folders[1])
+    with silence():
+        pipes = [load(folder) for folder in folders]
+    found = [pipe(picture, candidate_labels=["cat", "remote control"], threshold=0.0) for pipe in pipes]
+    assert len(found[0]) > 3
+    assert found[0] == found[1]
+
+
 def test_a_trained_model_finds_the_same_everywhere() -> None:
     """The model that ships: model, processor and post-processing of either side, and of the pipelines."""
     folder, image = str(NANO), Image.open(DEMO_PICTURE).convert("RGB")
