@@ -253,6 +253,8 @@ def as_own_config(config: PretrainedConfig) -> AnyGroundingDinoConfig:
 
 
 def _own_class(model_type: str | None) -> type[AnyGroundingDinoConfig]:
+    if not model_type:
+        raise ValueError(f"There is no config.json, or no `model_type` in it: one of {sorted(CONFIG_BY_MODEL_TYPE)}.")
     if model_type not in CONFIG_BY_MODEL_TYPE:
         raise ValueError(f"This is a model of type {model_type!r}, not one of {sorted(CONFIG_BY_MODEL_TYPE)}.")
     return CONFIG_BY_MODEL_TYPE[model_type]

@@ -55,6 +55,15 @@ def test_a_model_of_another_family_is_named(family: str, here: Path, capsys: pyt
             own.from_pretrained(here / "other")
 
 
+@pytest.mark.parametrize("config", [None, "{}"])
+def test_a_folder_that_is_no_model(config: str | None, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "folder").mkdir()
+    if config is not None:
+        (here / "folder" / "config.json").write_text(config)
+    message = refusal(capsys, here / "folder", "a.png", "--labels", "cat")
+    assert "There is no config.json, or no `model_type` in it" in message
+
+
 @pytest.mark.parametrize("share", [0.001, 0.5, 0.99])
 def test_half_a_download(share: float, model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(model, here / "half")
