@@ -6,20 +6,37 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import DistributedType, compare_versions
+from torch import nn
 
 from hf_grounding_dino.commands import PROGRAM
+from hf_grounding_dino.training import sharding
 from hf_grounding_dino.training.conduct import run_recipe
 from hf_grounding_dino.training.options import OptionError
 from hf_grounding_dino.training.recipe import read_recipe
+from hf_grounding_dino.training.sharding import shard_by_layers
 from hf_grounding_dino.training.states import RunFolder, StateError
 
 from .runs import logged, weights, write_recipe
 
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 LAUNCHED = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
+
+with_shards = pytest.mark.skipif(
+    compare_versions("accelerate", "<", sharding.FIRST_ACCELERATE), reason="accelerate is too old for FSDP"
+)
+
+
+def launched(kind: str, **plugin: Any) -> Any:
+    """What an accelerator says of how it was launched."""
+    options = SimpleNamespace(**{"fsdp_version": 2, "activation_checkpointing": False} | plugin)
+    return SimpleNamespace(distributed_type=DistributedType[kind], state=SimpleNamespace(fsdp_plugin=options))
 
 
 def train_sharded(recipe: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -40,6 +57,7 @@ def assert_same_run(one: Path, other: Path, rtol: float = 2e-3, atol: float = 1e
 @pytest.mark.parametrize(
     "changes", [{}, {"average_decay": None, "pictures_at_once": 1, "gradient_checkpointing": True}]
 )
+@with_shards
 def test_sharded_processes_equal_one(tmp_path: Path, changes: dict[str, object]) -> None:
     """Law 12 over FSDP2: losses, norms of gradients, and what is saved, of the same names and shapes."""
     recipe = write_recipe(tmp_path, **changes)
@@ -53,6 +71,7 @@ def test_sharded_processes_equal_one(tmp_path: Path, changes: dict[str, object])
         torch.testing.assert_close(sharded[name], tensor, rtol=1e-2, atol=2e-3, msg=lambda m, name=name: f"{name}: {m}")
 
 
+@with_shards
 def test_sharded_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     """Weights, moments and the average come back to the bit; the state of a sharded run is for sharded runs."""
     recipe = write_recipe(tmp_path)
@@ -85,6 +104,7 @@ def complaints(done: subprocess.CompletedProcess[str]) -> list[str]:
     return [line[line.index(PROGRAM) :] for line in done.stderr.splitlines() if f"{PROGRAM}: " in line]
 
 
+@with_shards
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     """A disk that fills under one process stops both with a state to go on from, which a whole run refuses."""
     recipe = write_recipe(tmp_path)
@@ -97,18 +117,27 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variables", "message"),
+    ("kind", "plugin", "message"),
     [
-        ({"FSDP_VERSION": "1"}, "FSDP of version 1 is not supported: add --fsdp_version 2"),
+        ("DEEPSPEED", {}, "deepspeed is not supported: shard with --use_fsdp --fsdp_version 2, or not at all"),
+        ("FSDP", {"fsdp_version": 1}, "FSDP of version 1 is not supported: add --fsdp_version 2"),
         (
-            {"FSDP_ACTIVATION_CHECKPOINTING": "true"},
+            "FSDP",
+            {"activation_checkpointing": True},
             "FSDP's activation checkpointing is not supported: set gradient_checkpointing=true",
         ),
     ],
 )
-def test_what_is_not_supported_is_refused(tmp_path: Path, variables: dict[str, str], message: str) -> None:
-    lines = complaints(train_sharded(write_recipe(tmp_path), **variables))
-    assert set(lines) == {f"{PROGRAM}: {message}"}
+@with_shards
+def test_what_is_not_supported_is_refused(kind: str, plugin: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=f"^{message}$"):
+        shard_by_layers(launched(kind, **plugin), nn.Linear(1, 1))
+
+
+def test_an_accelerate_that_forgets_the_optimizer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharding, "FIRST_ACCELERATE", "1000")
+    with pytest.raises(OptionError, match="FSDP needs accelerate 1000"):
+        shard_by_layers(launched("FSDP"), nn.Linear(1, 1))
 
 
 def test_sharding_is_not_left_out_silently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

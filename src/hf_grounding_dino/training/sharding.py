@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, str_to_bool
+from accelerate.utils import DistributedType, compare_versions, str_to_bool
 from torch import Tensor, nn
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -18,6 +18,8 @@ from .options import OptionError
 
 LAYERS = ("SwinStage", "BertLayer", "EnhancerLayer", "DecoderLayer")
 """What is gathered at a time; everything else is gathered for the whole of a step."""
+FIRST_ACCELERATE = "1.13"
+"""Before, `load_state` brings back nothing of a sharded optimizer."""
 _UNSUPPORTED = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
@@ -46,6 +48,8 @@ def shard_by_layers(accelerator: Accelerator, model: nn.Module) -> None:
     plugin = accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:
         raise OptionError(f"FSDP of version {plugin.fsdp_version} is not supported: add --fsdp_version 2")
+    if compare_versions("accelerate", "<", FIRST_ACCELERATE):
+        raise OptionError(f"FSDP needs accelerate {FIRST_ACCELERATE}: earlier ones lose the optimizer's state")
     if plugin.activation_checkpointing:
         raise OptionError("FSDP's activation checkpointing is not supported: set gradient_checkpointing=true")
     plugin.auto_wrap_policy = transformer_auto_wrap_policy
