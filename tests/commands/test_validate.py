@@ -15,7 +15,7 @@ from PIL import Image
 import hf_grounding_dino
 from hf_grounding_dino.commands import PROGRAM
 from hf_grounding_dino.commands.main import main
-from hf_grounding_dino.commands.validate import HARMLESS, group
+from hf_grounding_dino.data.findings import HARMLESS, group
 from hf_grounding_dino.data.records import Finding
 from hf_grounding_dino.data.shapes import write_coco, write_odvg
 

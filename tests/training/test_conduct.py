@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+import yaml
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hf_grounding_dino import GroundingDinoForObjectDetection, GroundingDinoProcessor
 from hf_grounding_dino.data.records import DataError
+from hf_grounding_dino.training import loop
 from hf_grounding_dino.training.conduct import run_recipe
 from hf_grounding_dino.training.options import OptionError
 from hf_grounding_dino.training.recipe import read_recipe
+from hf_grounding_dino.training.states import RunFolder
 
 from .runs import logged, weights, write_recipe
 
@@ -105,6 +110,66 @@ def test_few_unreadable_pictures_are_counted_and_listed(tmp_path: Path, monkeypa
     assert report.steps == 8
 
 
+def test_what_was_left_out_is_known_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The picture that cannot be read comes before the state; the report of the run that went on has it."""
+    from hf_grounding_dino.training import conduct
+
+    monkeypatch.setattr(conduct, "LARGEST_SKIPPED_SHARE", 0.2)
+    write_recipe(tmp_path)
+    broken = tmp_path / "data" / "images" / "000003.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(b"no picture")
+    run(tmp_path, "max_steps=4", "batch_size=8")
+    broken.write_bytes(whole)
+    report = run(tmp_path, "max_steps=5", "batch_size=8", resume=True)
+    assert report.skipped == [{"where": str(broken), "why": "it is not a picture"}]
+
+
+@pytest.mark.parametrize(
+    "change", ["learning_rate=0.5", "seed=7", "batch_size=2", "train.0.weight=2", "denoising=null"]
+)
+def test_a_run_goes_on_as_it_began(tmp_path: Path, change: str) -> None:
+    """What the state would override is not taken in silence; what may change is tested where it matters."""
+    run(tmp_path, "max_steps=1")
+    name = change.split("=")[0].split(".")[0]
+    with pytest.raises(OptionError, match=f"a run goes on as it began, and {name} changed"):
+        run(tmp_path, "max_steps=2", change, resume=True)
+
+
+def test_broken_weights_do_not_replace_a_good_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights of step 3 are not finite, and the loss is logged too seldom to say so before step 4 is saved."""
+    update, steps = loop.update, []
+
+    def breaking(trainee: Any, *arguments: Any) -> torch.Tensor:
+        steps.append(None)
+        if len(steps) == 3:
+            next(trainee.model.parameters()).grad.fill_(torch.nan)
+        return update(trainee, *arguments)
+
+    monkeypatch.setattr(loop, "update", breaking)
+    with pytest.raises(FloatingPointError, match="weights of step 4 are not finite: begin anew with a lower"):
+        run(tmp_path, "log_every=100", "max_steps=6")
+    state = RunFolder(tmp_path / "run").newest_state()
+    assert state is not None and state.name.endswith("step-000002")
+
+
+def test_metrics_of_a_run_without_a_state_are_not_added_to(tmp_path: Path) -> None:
+    write_recipe(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    run(tmp_path, "max_steps=1")
+    assert len(logged(tmp_path / "run")) == 1
+
+
+def test_trackers_get_options_and_numbers(tmp_path: Path) -> None:
+    run(tmp_path, "max_steps=1", "trackers=[tensorboard]")
+    events = EventAccumulator(str(tmp_path / "run" / "trackers" / "run"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(logged(tmp_path / "run"))
+    (options,) = (tmp_path / "run" / "trackers").rglob("hparams.yml")
+    assert yaml.safe_load(options.read_text())["batch_size"] == 4
+
+
 def test_a_processor_without_a_shortest_edge_needs_no_augmentation(tmp_path: Path) -> None:
     write_recipe(tmp_path)
     path = tmp_path / "model" / "processor_config.json"
@@ -149,6 +214,22 @@ def no_valid_box(folder: Path) -> Path:
     return path
 
 
+def other_labels(folder: Path) -> Path:
+    """A third of the boxes are of categories that are not in the file."""
+    document = json.loads((folder / "data" / "annotations.json").read_text())
+    for annotation in document["annotations"][::3]:
+        annotation["category_id"] += 1000
+    path = folder / "data" / "other.json"
+    path.write_text(json.dumps(document))
+    return path
+
+
+def unreadable(folder: Path) -> Path:
+    shutil.copytree(folder / "data", folder / "unreadable")
+    (folder / "unreadable" / "images" / "000003.png").write_bytes(b"no picture")
+    return folder / "unreadable" / "annotations.json"
+
+
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
@@ -159,7 +240,17 @@ def no_valid_box(folder: Path) -> Path:
         ("train.0.annotations={invalid}", r"invalid\.json"),
         ("train.0.format=voc2", "voc2"),
         ("train.0.weight=-1", "weight"),
+        (
+            "train.0.annotations={other_labels}",
+            r"\d+ of \d+ boxes have a category that is none of the 32 labels, the first",
+        ),
+        (
+            "eval=[{{annotations: {unreadable}, images: {folder}/unreadable/images}}]",
+            r"000003\.png cannot be read: it is not a picture",
+        ),
         ("freeze=[nose]", "nose"),
+        ("max_grad_norm=-1", "max_grad_norm is -1.0: it must not be negative"),
+        ("evaluate_pictures=0", "evaluate_pictures is 0"),
         ("milestones=[2]", "milestones"),
         ("precision=float16", "precision"),
         ("trackers=[clearml]", "the tracker clearml is not installed"),
@@ -174,6 +265,7 @@ def test_mistakes_stop_before_the_first_step(tmp_path: Path, assignment: str, me
     places = {
         "folder": tmp_path, "other": other_architecture(tmp_path / "other"),
         "empty": empty_annotations(tmp_path), "invalid": no_valid_box(tmp_path),
+        "other_labels": other_labels(tmp_path), "unreadable": unreadable(tmp_path),
     }  # fmt: skip
     with pytest.raises(ValueError, match=message) as caught:
         run(tmp_path, assignment.format(**places))

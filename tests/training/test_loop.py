@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,26 @@ def test_a_signal_stops_after_the_step_with_a_state(tmp_path: Path, monkeypatch:
     monkeypatch.undo()
     assert run(tmp_path, resume=True).steps == 4
     assert len(logged(tmp_path / "run")) == 4
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no process groups")
+@pytest.mark.parametrize("launcher", [(), ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")])
+def test_a_signal_to_all_processes_leaves_the_readers_to_the_run(tmp_path: Path, launcher: tuple[str, ...]) -> None:
+    """As a batch system sends it: to the processes that read pictures, too."""
+    recipe = write_recipe(tmp_path, max_steps=10_000, num_workers=2, save_every=10_000)
+    command = [sys.executable, *launcher, "-m", "hf_grounding_dino", "train", str(recipe)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    for _ in range(900):
+        if process.poll() is not None or (metrics.exists() and len(metrics.read_text().splitlines()) > 2):
+            break
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    said, _ = process.communicate(timeout=100)
+    assert RunFolder(tmp_path / "run").newest_state() is not None, said
 
 
 @pytest.mark.parametrize("pictures_at_once", [1, 2])

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.utils import DistributedType, compare_versions
+from PIL import Image
 from torch import nn
 
 from hf_grounding_dino.commands import PROGRAM
@@ -69,6 +70,19 @@ def test_sharded_processes_equal_one(tmp_path: Path, changes: dict[str, object])
     assert {name: tensor.shape for name, tensor in sharded.items()} == {k: v.shape for k, v in one.items()}
     for name, tensor in one.items():
         torch.testing.assert_close(sharded[name], tensor, rtol=1e-2, atol=2e-3, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@with_shards
+def test_processes_with_other_numbers_of_sizes(tmp_path: Path) -> None:
+    """One picture of eight has a size of its own: the backbone runs twice in one process and once in the other."""
+    changes = {"augmentation": None, "batch_size": 8, "max_steps": 1}
+    recipe = write_recipe(tmp_path, **changes)
+    for number, file in enumerate(sorted((tmp_path / "data" / "images").iterdir())):
+        Image.open(file).convert("RGB").resize((64, 80 if number == 0 else 64)).save(file)
+    run_recipe(read_recipe(str(recipe), [f"output_dir={tmp_path}/one"]))
+    done = train_sharded(recipe)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path / "one", tmp_path / "run")
 
 
 @with_shards

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,27 +19,10 @@ from . import UserError, quiet_libraries
 from .problems import user_errors
 
 if TYPE_CHECKING:
+    from hf_grounding_dino.data.findings import KindOfFinding
     from hf_grounding_dino.data.records import Finding, Record, RecordSet, RecordStream, SourceEntry
 
-HARMLESS = ("gapped ids", "unused category", "no boxes", "crowd")
-"""Findings that lose nothing: such sets train and evaluate as they are."""
-
-_MORE = re.compile(r"and (\d+) more")
 _DECODED_AT_ONCE = 64
-
-
-@dataclass
-class KindOfFinding:
-    """All findings of one kind: how many, and some of them as (where, what)."""
-
-    kind: str
-    count: int = 0
-    examples: list[tuple[str, str]] = field(default_factory=list)
-
-    @property
-    def loses_data(self) -> bool:
-        """Whether pictures or boxes were left out or changed."""
-        return self.kind not in HARMLESS
 
 
 @dataclass
@@ -119,6 +101,7 @@ def inspect(entry: SourceEntry, *, decode: bool = False, examples: int = 3) -> R
     Raises:
         DataError: the set cannot be used.
     """
+    from hf_grounding_dino.data.findings import group
     from hf_grounding_dino.data.readers import open_records
 
     records = open_records(entry)
@@ -176,20 +159,6 @@ def picture_problem(record: Record) -> Finding | None:
     stated = "{} x {}".format(*record.size or ())
     turned = " (width and height are swapped, or EXIF turns it)" if record.size == (height, width) else ""
     return Finding("wrong size", where, f"{stated} is stated, {width} x {height} is there{turned}")
-
-
-def group(findings: Iterable[Finding], examples: int) -> list[KindOfFinding]:
-    """Findings by kind, those that lose data first, each with its number; "and 7 more" of a reader counts as 7."""
-    kinds: dict[str, KindOfFinding] = {}
-    for finding in findings:
-        kind = kinds.setdefault(finding.kind, KindOfFinding(finding.kind))
-        if more := _MORE.fullmatch(finding.what):
-            kind.count += int(more[1])
-            continue
-        kind.count += 1
-        if len(kind.examples) < examples:
-            kind.examples.append((finding.where, finding.what))
-    return sorted(kinds.values(), key=lambda kind: not kind.loses_data)
 
 
 # --- printing ----------------------------------------------------------------------------------------------------

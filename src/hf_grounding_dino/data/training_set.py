@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -195,8 +196,15 @@ def training_batches(
         collate_fn=_Loaded(collate),
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
+        worker_init_fn=_leave_stopping_to_the_run,
     )
     return _steps(loader, pieces)
+
+
+def _leave_stopping_to_the_run(worker: int) -> None:
+    """A signal to stop goes to all processes of a group; the run needs its workers until it has saved a state."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _steps(loader: Iterable[tuple[dict[str, Any], list[Skipped]]], pieces: int) -> Iterator[StepBatch]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_iou
 from tqdm import tqdm
 
 from ..boxes import center_to_corners
 from ..data.pictures import open_picture
-from ..data.records import Record, RecordSet
+from ..data.records import DataError, Record, RecordSet
 from ..modeling_grounding_dino import GroundingDinoForObjectDetection
 from ..processing_grounding_dino import GroundingDinoProcessor
 from ..prompts import closed_caption, encode_prompt, span_token_mask
@@ -56,6 +58,9 @@ def evaluate_records(
         limit: of the records, the first so many.
         batch_size: pictures at a time; it changes no result.
 
+    Raises:
+        DataError: a picture cannot be read; it is named.
+
     Returns:
         Of detection records `AP`, `AP50` and `AP75` over all labels of the set, 300 boxes a picture. Of grounding
         records `R@1`: the share of phrases whose best box (mean over the phrase's tokens) has IoU >= 0.5 with one of
@@ -82,7 +87,7 @@ def _evaluate_batch(
     indices: Sequence[int],
 ) -> list[Outcome]:
     batch = [records[i] for i in indices]
-    images = [open_picture(record.image) for record in batch]
+    images = [_opened(record, records.name) for record in batch]
     if batch[0].caption is not None:
         return [
             Outcome(i, None, None, hits)
@@ -94,6 +99,14 @@ def _evaluate_batch(
         for found in detections
     ]
     return [Outcome(i, _truth(record), found, []) for i, record, found in zip(indices, batch, kept, strict=True)]
+
+
+def _opened(record: Record, name: str) -> Image.Image:
+    try:
+        return open_picture(record.image)
+    except ValueError as error:
+        where = record.image if isinstance(record.image, Path) else f"image {record.image_id}"
+        raise DataError(f"{name}: {where} cannot be read: {error}") from error
 
 
 def _truth(record: Record) -> dict[str, Any]:

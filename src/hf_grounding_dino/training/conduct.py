@@ -12,8 +12,10 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 from PIL import Image
 
+from ..data.findings import in_short
 from ..data.pictures import open_picture
 from ..data.records import DataError, Record, RecordSet
 from ..data.training_set import Skipped, training_batches
@@ -27,13 +29,14 @@ from .facts import RECIPE_FILE, STEP_FILE, set_facts, write_data_facts
 from .loop import Actions, train
 from .progress import Progress, Stopwatch
 from .publish import PublishError, check_access, publish
-from .recipe import Recipe, as_yaml
+from .recipe import Recipe, as_yaml, flat_options
 from .run import Run
+from .sharding import own_part
 from .snapshots import as_detections, beside_truth, snapshot_sheet
 from .states import step_name
 
 REPORT_FILE = "report.json"
-LARGEST_SKIPPED_SHARE = 0.01
+LARGEST_SKIPPED_SHARE, FEWEST_OF_A_STREAM = 0.01, 1000
 MAIN_METRICS = ("AP", "R@1")
 NOT_SAID = ("gapped ids", "crowd", "no boxes")
 PICTURES_SHOWN, SCORE_SHOWN = 4, 0.3
@@ -84,20 +87,21 @@ class Conductor:
         self.recipe = run.recipe
         self.folder = run.folder
         self.is_main = run.accelerator.is_main_process
+        self._pictures_seen = run.first_step * self.recipe.batch_size
         if self.is_main:
             if run.recipe.push_to_hub is not None:
                 check_access(run.recipe.push_to_hub)
             self.folder.path.mkdir(parents=True, exist_ok=True)
             write_whole(self.folder.path / RECIPE_FILE, as_yaml(run.recipe))
             self._write_data_facts()
-        run.accelerator.init_trackers(self.folder.path.name)
+        run.accelerator.init_trackers(self.folder.path.name, config=flat_options(run.recipe))
         self.progress = Progress(run.accelerator, self.folder.metrics, run.max_steps, run.first_step)
         if run.note:
             self.progress.say(run.note)
         for records in (*run.data.train, *run.data.eval.values(), *run.data.keep.values()):
-            kinds = dict.fromkeys(finding.kind for finding in records.findings if finding.kind not in NOT_SAID)
-            if kinds:
-                self.progress.say(f"{records.name}: {', '.join(kinds)}; `hf-grounding-dino validate` says where")
+            odd = in_short(finding for finding in records.findings if finding.kind not in NOT_SAID)
+            if odd:
+                self.progress.say(f"{records.name}: {odd}; `hf-grounding-dino validate` says more")
 
     def _write_data_facts(self) -> None:
         data, recipe = self.run.data, self.recipe
@@ -161,8 +165,24 @@ class Conductor:
     def save_state(self, step: int) -> None:
         """Write what is needed to go on."""
         run = self.run
+        self._refuse_broken_weights(step)
         extra = {"best_step": run.best_step, "before": run.before, "step_scores": run.step_scores}
+        extra["skipped"] = list(run.skipped.values())
         self.folder.save_state(run.accelerator, step, extra)
+
+    def _refuse_broken_weights(self, step: int) -> None:
+        """Keep the state from before what went wrong.
+
+        Raises:
+            FloatingPointError: a weight is not finite, in every process.
+        """
+        accelerator, parameters = self.run.accelerator, self.run.trainee.model.parameters()
+        finite = torch.stack([own_part(parameter.detach()).isfinite().all() for parameter in parameters]).all()
+        if accelerator.reduce(finite.float(), "sum").item() < accelerator.num_processes:
+            raise FloatingPointError(
+                f"weights of step {step} are not finite: begin anew with a lower learning_rate or max_grad_norm; the"
+                " state before is kept"
+            )
 
     def evaluate(self, step: int) -> None:
         """Measure the model of this moment, and keep it where it is the best so far."""
@@ -231,18 +251,24 @@ class Conductor:
             )
 
     def leave_out(self, skipped: Sequence[Skipped]) -> None:
-        """Note pictures that could not be read.
+        """Note pictures that could not be read in a step; all processes know them all.
 
         Raises:
-            DataError: they are more than one in a hundred.
+            DataError: they are more than one in a hundred of those that there are, or that were seen of a stream.
         """
-        run = self.run
+        run, accelerator = self.run, self.run.accelerator
+        self._pictures_seen += self.recipe.batch_size
+        if accelerator.num_processes > 1:
+            count = torch.tensor(len(skipped), device=accelerator.device)
+            skipped = gather_object(list(skipped)) if accelerator.reduce(count, "sum").item() else []
         for picture in skipped:
             if picture.where not in run.skipped:
                 run.skipped[picture.where] = picture
                 self.progress.say(f"left out {picture.where}: {picture.why}")
         known = sum(len(records) for records in run.data.train if isinstance(records, RecordSet))
-        if known and len(run.skipped) > LARGEST_SKIPPED_SHARE * known:
+        if len(run.data.train) > sum(isinstance(records, RecordSet) for records in run.data.train):
+            known += max(FEWEST_OF_A_STREAM, self._pictures_seen)
+        if len(run.skipped) > LARGEST_SKIPPED_SHARE * known:
             listed = "; ".join(f"{picture.where}: {picture.why}" for picture in run.skipped.values())
             raise DataError(f"{len(run.skipped)} of {known} pictures cannot be read, more than 1 %: {listed}")
 

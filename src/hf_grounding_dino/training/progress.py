@@ -18,6 +18,9 @@ from tqdm import tqdm
 GIGABYTE = 1024**3
 
 
+SHOWN = ("loss", "loss_ce", "loss_bbox", "loss_giou")
+
+
 class Stopwatch:
     """Seconds spent in named parts of the work."""
 
@@ -81,7 +84,8 @@ class Progress:
         line["seconds_per_step"] = (now - self._since) / self._count
         line["memory_gb"] = memory_in_use(self.accelerator.device) / GIGABYTE
         self.write(line)
-        self.bar.set_postfix(loss=f"{line['loss']:.3f}", lr=f"{learning_rate:.1e}", GB=f"{line['memory_gb']:.1f}")
+        losses = {name.removeprefix("loss_"): f"{line[name]:.3f}" for name in SHOWN if name in line}
+        self.bar.set_postfix({**losses, "lr": f"{learning_rate:.1e}", "GB": f"{line['memory_gb']:.1f}"})
         self._sums, self._count, self._since = {}, 0, now
         if not torch.tensor(line["loss"]).isfinite():
             raise FloatingPointError(f"the loss of step {step} is {line['loss']}: lower learning_rate or max_grad_norm")

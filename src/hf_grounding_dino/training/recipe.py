@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
@@ -46,8 +47,8 @@ class Recipe:
     pictures_at_once: of one forward in one process; fewer mean less memory, and gradients add up to the same step.
     learning_rate: peak; `backbone_multiplier` and `text_multiplier` times that for these parts, 0 freezes them.
     weight_decay: on matrices, with `decay_vectors` on norms, biases and scales too.
-    schedule: after a linear warm-up from a tenth over `warmup_steps`: a cosine to 0, steps (times `gamma` at each of
-        `milestones`, in optimiser steps), or constant.
+    schedule: after a linear warm-up from a tenth over `warmup_steps` (fewer where the run is shorter): a cosine to 0,
+        steps (times `gamma` at each of `milestones`, in optimiser steps), or constant.
     max_grad_norm: gradients are scaled down to this L2 norm; 0 leaves them.
     precision: of the arithmetic; weights stay float32.
     average_decay: of the moving average of the weights, which is then what is measured and saved; None for none.
@@ -114,16 +115,46 @@ class Recipe:
         if (self.max_steps is None) == (self.epochs is None):
             raise OptionError("give max_steps or epochs, one of them")
         for name in ("batch_size", "max_steps", "epochs", "pictures_at_once", "log_every", "save_every",
-                     "evaluate_every", "pictures_every", "learning_rate"):  # fmt: skip
+                     "evaluate_every", "pictures_every", "evaluate_pictures", "learning_rate"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise OptionError(f"{name} is {value}: it must be more than 0")
+        for name in ("backbone_multiplier", "text_multiplier", "weight_decay", "warmup_steps", "max_grad_norm",
+                     "num_workers", "keep_checkpoints"):  # fmt: skip
+            if getattr(self, name) < 0:
+                raise OptionError(f"{name} is {getattr(self, name)}: it must not be negative")
         if not 0 <= self.interpolation <= 1:
             raise OptionError(f"interpolation is {self.interpolation}: it must be from 0 to 1")
         if self.average_decay is not None and not 0 <= self.average_decay < 1:
             raise OptionError(f"average_decay is {self.average_decay}: it must be from 0 to below 1")
         if self.schedule == "step" and not self.milestones:
             raise OptionError("schedule is step: give milestones")
+
+
+MAY_CHANGE = frozenset({
+    "output_dir", "train", "eval", "keep", "max_steps", "epochs", "pictures_at_once", "gradient_checkpointing",
+    "num_workers", "log_every", "save_every", "evaluate_every", "pictures_every", "keep_checkpoints",
+    "evaluate_pictures", "trackers", "push_to_hub",
+})  # fmt: skip
+"""What a run that goes on may do otherwise. Of its data sets only where they lie, and what is measured."""
+
+
+def check_unchanged(before: Recipe, now: Recipe) -> None:
+    """Refuse to go on with what the state would override, or what would make another run of it.
+
+    Raises:
+        OptionError: naming the options.
+    """
+    changed = [
+        field.name
+        for field in dataclasses.fields(Recipe)
+        if field.name not in MAY_CHANGE and getattr(before, field.name) != getattr(now, field.name)
+    ]
+    moved = [[dataclasses.replace(entry, annotations="", images=None) for entry in r.train] for r in (before, now)]
+    changed += ["train"] if moved[0] != moved[1] else []
+    if changed:
+        names = ", ".join(changed)
+        raise OptionError(f"a run goes on as it began, and {names} changed: name a new output_dir for that")
 
 
 def recipe_names() -> list[str]:
@@ -184,6 +215,12 @@ def as_yaml(recipe: Recipe) -> str:
     plain: Any = _plain(dataclasses.asdict(recipe))
     text: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
     return text
+
+
+def flat_options(recipe: Recipe) -> dict[str, str | int | float | bool]:
+    """All options in the form that trackers take; what is nested or left out as JSON."""
+    plain = _plain(dataclasses.asdict(recipe))
+    return {k: v if isinstance(v, str | int | float | bool) else json.dumps(v) for k, v in plain.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import ProjectConfiguration, set_seed
 
 from ..data.augmentation import Augmentation
 from ..data.collate import GroundingCollator
+from ..data.findings import refuse_other_labels
 from ..data.mixture import BatchPlan
 from ..data.readers import open_records
 from ..data.records import DataError, RecordSet, RecordStream, SourceEntry
@@ -24,10 +25,11 @@ from ..data.training_prompts import PromptSampler
 from ..data.training_set import Skipped, TrainingSet
 from .adapters import add_lora
 from .averaging import MovingAverage
+from .facts import RECIPE_FILE
 from .groups import GroupSettings, freeze, parameter_groups, train_mode
 from .loop import Trainee
 from .options import OptionError
-from .recipe import Recipe
+from .recipe import Recipe, check_unchanged, read_recipe
 from .schedules import ScheduleSettings, build_schedule
 from .sharding import shard_by_layers
 from .start import SavedModel, Start, load_start
@@ -49,9 +51,11 @@ class Data:
         """Open all data sets of a recipe.
 
         Raises:
-            DataError: one cannot be read, or one to be measured can only be streamed.
+            DataError: one cannot be read, its labels are not those of its boxes, or it is to be measured and a stream.
         """
         train = [open_records(entry) for entry in recipe.train]
+        for records in train:
+            refuse_other_labels(records)
         measured = _measurable(recipe.eval)
         return cls(train, measured, _measurable(recipe.keep, taken=measured))
 
@@ -97,7 +101,11 @@ class Run:
         self.before: dict[str, float] = {}
         self.skipped: dict[str, Skipped] = {}
         self.note = ""
-        self.first_step = self._go_on() if resume else 0
+        self.first_step = 0
+        if resume:
+            self.first_step = self._go_on()
+        elif self.accelerator.is_main_process:
+            self.folder.trim_metrics(-1)  # of a run that was killed before it had a state
 
     def _check_folder(self, resume: bool) -> None:
         has_state = self.folder.newest_state() is not None
@@ -107,6 +115,8 @@ class Run:
             raise OptionError(
                 f"{self.folder.path} holds a run already: go on with --resume, or name another output_dir"
             )
+        if resume:
+            check_unchanged(read_recipe(str(self.folder.path / RECIPE_FILE)), self.recipe)
 
     def _training_set(self) -> TrainingSet:
         recipe, image_processor = self.recipe, self.processor.image_processor
@@ -166,6 +176,7 @@ class Run:
         step, content = self.folder.load_state(self.accelerator)
         self.best_step, self.before = content["best_step"], content["before"]
         self.step_scores = {int(at): score for at, score in content["step_scores"].items()}
+        self.skipped = {where: Skipped(where, why) for where, why in content["skipped"]}
         if content["world_size"] != self.accelerator.num_processes:
             self.note = (
                 f"this run was on {content['world_size']} processes and goes on with {self.accelerator.num_processes}:"
@@ -184,7 +195,7 @@ def _accelerator(recipe: Recipe) -> Accelerator:
         cpu=on_cpu,
         mixed_precision=PRECISIONS[recipe.precision],
         log_with=list(recipe.trackers) or None,
-        project_dir=recipe.output_dir,
+        project_config=ProjectConfiguration(recipe.output_dir, logging_dir=str(Path(recipe.output_dir) / "trackers")),
     )
     usable = {str(getattr(tracker, "value", tracker)) for tracker in accelerator.log_with}
     for name in recipe.trackers:

@@ -16,8 +16,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .options import OptionError
 
-LAYERS = ("SwinStage", "BertLayer", "EnhancerLayer", "DecoderLayer")
-"""What is gathered at a time; everything else is gathered for the whole of a step."""
+LAYERS = ("BertLayer", "EnhancerLayer", "DecoderLayer")
+"""What is gathered at a time, all together where all processes do so; all else is gathered for the whole of a step. The
+backbone runs once for each size of picture, of which one process may have more than another."""
 FIRST_ACCELERATE = "1.13"
 """Before, `load_state` brings back nothing of a sharded optimizer."""
 _UNSUPPORTED = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)

@@ -142,8 +142,9 @@ class RunFolder:
         if folder is None:
             raise FileNotFoundError(f"Nothing to resume from in {self.states}.")
         content: dict[str, Any] = json.loads((folder / MARK).read_text())
-        if content["sharded"] != is_sharded(accelerator):
-            kinds = ("sharded", "whole") if content["sharded"] else ("whole", "sharded")
+        was_sharded = content.get("sharded", False)
+        if was_sharded != is_sharded(accelerator):
+            kinds = ("sharded", "whole") if was_sharded else ("whole", "sharded")
             raise StateError(
                 f"The state in {folder} is of {kinds[0]} weights, this run's are {kinds[1]}: go on with it as it was"
                 " launched, or train last/ in a new output_dir"
