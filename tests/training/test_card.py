@@ -169,3 +169,13 @@ def test_a_data_set_is_counted_without_its_pictures(tmp_path: Path) -> None:
     (tmp_path / "best").mkdir()
     (tmp_path / "best" / "config.json").write_text('{"model_type": "grounding-dino"}')
     assert facts_of_run(tmp_path).sets == (facts,)
+
+
+def test_scores_of_few_pictures_and_of_known_ones_are_told() -> None:
+    val = SetFacts(name="val", role="eval", pictures=5000, measured=500, trained_on=True)
+    limits = sections(write_card(replace(BARE, sets=(val,), scores=(SCORE,))))["Limits"]
+    assert "Of val, the first 500 of 5,000 pictures were measured." in limits
+    assert "It was trained on val too" in limits
+    plain = replace(val, measured=None, trained_on=False)
+    limits = sections(write_card(replace(BARE, sets=(plain,), scores=(SCORE,))))["Limits"]
+    assert "were measured" not in limits and "trained on val" not in limits

@@ -57,6 +57,15 @@ def test_a_run_leaves_models_metrics_pictures_and_a_report(tmp_path: Path) -> No
     assert read_recipe(str(folder / "recipe.yaml")).max_steps == 4
 
 
+def test_the_card_knows_which_pictures_were_measured(tmp_path: Path) -> None:
+    (trained,) = read_recipe(str(write_recipe(tmp_path))).train
+    kept = f"keep=[{{annotations: {trained.annotations}, images: {trained.images}}}]"
+    run(tmp_path, f"eval={VAL}", kept, "evaluate_pictures=3", "max_steps=1")
+    _, val, kept = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert (val["pictures"], val["measured"], val["trained_on"]) == (4, 3, False)
+    assert (kept["pictures"], kept["measured"], kept["trained_on"]) == (8, 3, True)
+
+
 def test_sets_of_one_name_are_told_apart(tmp_path: Path) -> None:
     """Two files called annotations.json, each in a folder called data."""
     recipe = write_recipe(tmp_path)

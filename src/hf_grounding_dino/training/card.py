@@ -231,19 +231,24 @@ def _limits(facts: CardFacts) -> list[str]:
     if not facts.scores:
         return ["- It was not tested in its run; how well it does is not known."]
     lines = [f"It was tested on {_listed(tested)}, and on nothing else in its run." if tested else ""]
+    tests = [one for one in facts.sets if one.role != "train" and one.name in tested]
+    for one in tests:
+        if one.measured is not None:
+            lines.append(f"Of {one.name}, the first {one.measured:,} of {one.pictures:,} pictures were measured.")
+        if one.trained_on:
+            lines.append(f"It was trained on {one.name} too: that score says little of other pictures.")
     if facts.chosen_by and facts.chosen_of > 1:
         chosen = f"It is the best of {facts.chosen_of} evaluations by its score on {facts.chosen_by}"
         lines.append(f"{chosen}, which flatters that score.")
-    lines.append(_tested_labels(facts.sets, tested))
+    lines.append(_tested_labels(facts.sets, tests))
     if (facts.base_model or facts.base_name) and all(score.before is None for score in facts.scores):
         lines.append("What it lost of what the model could that it began with was not measured.")
     return ["\n".join(f"- {line}" for line in lines if line)]
 
 
-def _tested_labels(sets: Sequence[SetFacts], tested: Sequence[str]) -> str:
+def _tested_labels(sets: Sequence[SetFacts], tests: Sequence[SetFacts]) -> str:
     """How many of the labels it was tested with it was not trained with, where both are known."""
     trained = [one for one in sets if one.role == "train"]
-    tests = [one for one in sets if one.role != "train" and one.name in tested]
     if not trained or not tests or not all(one.labels for one in [*trained, *tests]):
         return ""
     known = {label.lower() for one in trained for label in one.labels}

@@ -111,7 +111,11 @@ class Conductor:
         ]
         for role, sets, entries in (("eval", data.eval, recipe.eval), ("keep", data.keep, recipe.keep)):
             for (name, records), entry in zip(sets.items(), entries, strict=True):
-                facts.append(dataclasses.replace(set_facts(records, role, dataclasses.asdict(entry)), name=name))
+                one = set_facts(records, role, dataclasses.asdict(entry))
+                limit = recipe.evaluate_pictures or len(records)
+                measured = limit if limit < len(records) else None
+                trained_on = entry.annotations in [trained.annotations for trained in recipe.train]
+                facts.append(dataclasses.replace(one, name=name, measured=measured, trained_on=trained_on))
         write_data_facts(self.folder.path, facts)
 
     def conduct(self) -> Report:

@@ -37,6 +37,8 @@ class SetFacts:
     hub_id: of a data set on the Hub.
     pictures, boxes: how many; None where nobody has counted.
     labels: names of what is boxed; empty where captions say it, or where it is not known.
+    measured: how many of the pictures its scores are of, where that is not all.
+    trained_on: whether a set to be tested on was trained on, too.
     """
 
     name: str
@@ -46,6 +48,8 @@ class SetFacts:
     pictures: int | None = None
     boxes: int | None = None
     labels: tuple[str, ...] = ()
+    measured: int | None = None
+    trained_on: bool = False
 
 
 class Score(NamedTuple):
