@@ -48,5 +48,5 @@ def test_a_stream_begins_again() -> None:
     assert reader.read(8).image_id == 2 and stream.begun == 3
     assert reader.read(7).image_id == 1 and stream.begun == 6
     assert pickle.loads(pickle.dumps(reader)).read(1).image_id == 1
-    with pytest.raises(DataError, match="counted: the stream holds no record"):
+    with pytest.raises(DataError, match="counted: the stream holds no record, or too few for so many processes"):
         StreamReader(Stream(0)).read(0)

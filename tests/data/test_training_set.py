@@ -45,7 +45,7 @@ class Stream:
         return iter(self.records)
 
     def shard(self, index: int, count: int) -> Stream:
-        raise NotImplementedError
+        return Stream(self.records[index::count])
 
 
 def png(image: Image.Image) -> bytes:
@@ -263,13 +263,26 @@ def test_what_cannot_be_divided_is_refused_before_anything_is_loaded() -> None:
 # --- streams -----------------------------------------------------------------------------------------------------
 
 
-def test_a_stream_gives_the_same_to_workers_and_after_a_stop() -> None:
-    """7 of 5 streamed records and 7 of 9 listed ones an epoch; one streamed picture is broken."""
-    records = [detection_record(i, b"broken" if i == 3 else None) for i in range(5)]
-    sources = [Stream(records), detection_source(9)]
-    expected = [contents(step) for step in steps(sources)]
-    assert [contents(step) for step in steps(sources, num_workers=2)] == expected
-    assert [contents(step) for step in steps(sources, first_step=3)] == expected[3:]
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_stream_gives_the_same_after_a_stop(num_workers: int, world: int) -> None:
+    """7 of 8 streamed records and 7 of 9 listed ones an epoch; one streamed picture is broken."""
+    records = [detection_record(i, b"broken" if i == 3 else None) for i in range(8)]
+    sources, options = [Stream(records), detection_source(9)], {"num_workers": num_workers, "world": world}
+    through = [contents(step) for step in steps(sources, **options)]
+    assert [contents(step) for step in steps(sources, first_step=3, **options)] == through[3:]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_stream_is_divided_among_ranks_and_workers(num_workers: int) -> None:
+    """Each of 2 or 4 readers has a part of 24 records, and all together each record once in 6 steps of 4."""
+    stream = Stream([detection_record(i) for i in range(24)])
+    seen = []
+    for rank in range(2):
+        ran = steps([stream], rank=rank, world=2, num_workers=num_workers, max_steps=6)
+        seen += [picture[0] for step in ran for picture in contents(step)]
+    assert sorted(seen) == list(range(24))
+    assert stream.begun == 0, "nobody reads what is not its own"
 
 
 def test_reading_ahead_for_a_replacement_does_not_begin_a_stream_again() -> None:

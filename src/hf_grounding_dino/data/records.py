@@ -133,7 +133,8 @@ class SourceEntry:
     name: for people; left out, see `set_name`.
     weight: how often an epoch takes each record: 1 once, 0.5 half of them, other halves in later epochs, 2 twice.
     epoch_size: instead of `weight`, how many records an epoch takes.
-    streaming: of "datasets", read from the beginning instead of at any position.
+    streaming: of "datasets", read from the beginning instead of at any position, by each worker of each process its own
+        part; it needs an `epoch_size`.
     """
 
     annotations: str

@@ -58,5 +58,5 @@ class StreamReader:
             self._records = iter(self.stream)
             record = next(self._records, None)
         if record is None:
-            raise DataError(f"{self.stream.name}: the stream holds no record")
+            raise DataError(f"{self.stream.name}: the stream holds no record, or too few for so many processes")
         return record

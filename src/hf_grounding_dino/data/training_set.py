@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from .augmentation import Augmentation
 from .mixture import BatchPlan, Draw, micro_batches, rank_part
@@ -39,7 +41,8 @@ class Skipped(NamedTuple):
 class TrainingSet(Dataset[dict[str, Any]]):
     """The pictures of all sources, each drawing with its own prompt and its own augmentation.
 
-    An item depends on its draw alone, in any process. It is a dict with
+    An item depends on its draw alone, in any process; of a stream, also on the part of it that the process has (see
+    `divide`). It is a dict with
 
     - image_id, image (upright RGB), text (labels or a caption), boxes (float32 (n, 4), xyxy in pixels of `image`);
     - class_labels (int64 (n,), positions in text) or spans (for each box, (start, end) characters of text);
@@ -68,9 +71,34 @@ class TrainingSet(Dataset[dict[str, Any]]):
         """
         if len(sources) != len(samplers):
             raise ValueError(f"{len(samplers)} prompt samplers for {len(sources)} data sets")
-        self.sources = [source if isinstance(source, RecordSet) else StreamReader(source) for source in sources]
+        self.sources = sources
         self.samplers = samplers
+        self.divide(rank=0, world=1, num_workers=0, turn=0)
         self.augmentation = augmentation
+
+    @property
+    def has_streams(self) -> bool:
+        """Whether what a process is given depends on how many there are."""
+        return not all(isinstance(source, RecordSet) for source in self.sources)
+
+    def divide(self, *, rank: int, world: int, num_workers: int, turn: int) -> None:
+        """Say which part of each stream a process reads: of as many as there are workers of all ranks.
+
+        Args:
+            turn: how many workers had their turn before the first of these.
+        """
+        self._rank, self._world, self._workers, self._turn = rank, world, max(1, num_workers), turn
+        self._readers: dict[int, StreamReader] = {}
+
+    def _reader(self, source: int) -> StreamReader:
+        if source not in self._readers:
+            worker = get_worker_info()
+            place = ((0 if worker is None else worker.id) + self._turn) % self._workers
+            stream, count = self.sources[source], self._world * self._workers
+            assert not isinstance(stream, RecordSet)
+            part = stream if count == 1 else stream.shard(self._rank * self._workers + place, count)
+            self._readers[source] = StreamReader(part)
+        return self._readers[source]
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         """The item of a draw; for a picture that cannot be read, that of one of the 99 records after it.
@@ -91,18 +119,17 @@ class TrainingSet(Dataset[dict[str, Any]]):
 
     def _candidates(self, draw: Draw) -> Iterator[Record]:
         source = self.sources[draw.source]
-        if isinstance(source, StreamReader):
+        if not isinstance(source, RecordSet):
+            reader = self._reader(draw.source)
             for place in range(draw.index, draw.index + _MOST_TRIES):
-                yield source.read(place, keep_from=draw.index)
+                yield reader.read(place, keep_from=draw.index)
         else:
             for offset in range(min(_MOST_TRIES, len(source))):
                 yield source[(draw.index + offset) % len(source)]
 
     def _where(self, source: int, record: Record) -> str:
         if isinstance(record.image, (bytes, Image.Image)):
-            own = self.sources[source]
-            name = own.stream.name if isinstance(own, StreamReader) else own.name
-            return f"{name}, image {record.image_id}"
+            return f"{self.sources[source].name}, image {record.image_id}"
         return str(record.image)
 
     def _prepare(self, draw: Draw, record: Record, image: Image.Image) -> dict[str, Any]:
@@ -170,7 +197,8 @@ def training_batches(
 ) -> Iterator[StepBatch]:
     """The steps from `first_step` up to `max_steps`, exclusive, in order; workers load ahead across steps.
 
-    Which numbers come depends neither on the workers nor on the global random state, which is left alone.
+    Which numbers come does not depend on the global random state, which is left alone. A stream is divided among the
+    workers of all ranks, so that each record is fetched once; everything else comes as it would in one process.
 
     Args:
         plan: which pictures a step has, over all ranks.
@@ -188,10 +216,14 @@ def training_batches(
         DataError: 100 pictures in a row cannot be read.
     """
     pieces = len(micro_batches(rank_part([Draw(0, 0, 0)] * plan.batch_size, rank, world), pictures_at_once))
+    training_set.divide(rank=rank, world=world, num_workers=num_workers, turn=first_step * pieces)
     draws = _Draws(plan, range(first_step, max_steps), rank, world, pictures_at_once)
+    batches: Iterable[list[Draw]] = draws
+    if training_set.has_streams:
+        batches = _InOwnParts(draws, training_set.sources, num_workers, first=first_step * pieces)
     loader = DataLoader(
         training_set,
-        batch_sampler=draws,
+        batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=_Loaded(collate),
         pin_memory=torch.cuda.is_available(),
@@ -228,19 +260,45 @@ def _steps(loader: Iterable[tuple[dict[str, Any], list[Skipped]]], pieces: int) 
         raise DataError(failure)
 
 
+@dataclass(frozen=True)
 class _Draws:
-    """The draws of each micro-batch, in order."""
+    """The draws of each micro-batch of one rank, in order."""
 
-    def __init__(self, plan: BatchPlan, steps: range, rank: int, world: int, pictures_at_once: int) -> None:
-        self.plan = plan
-        self.steps = steps
-        self.rank = rank
-        self.world = world
-        self.pictures_at_once = pictures_at_once
+    plan: BatchPlan
+    steps: range
+    rank: int
+    world: int
+    pictures_at_once: int
 
     def __iter__(self) -> Iterator[list[Draw]]:
         for step in self.steps:
             yield from micro_batches(rank_part(self.plan.batch(step), self.rank, self.world), self.pictures_at_once)
+
+
+class _InOwnParts:
+    """Micro-batches whose draws from streams have positions in the part of the worker that loads them.
+
+    How many were drawn from it before is counted from the first step on, without reading anything.
+    """
+
+    def __init__(
+        self, draws: _Draws, sources: Sequence[RecordSet | RecordStream], num_workers: int, first: int
+    ) -> None:
+        self.draws = draws
+        self.first = first
+        self.streams = {i for i, source in enumerate(sources) if not isinstance(source, RecordSet)}
+        self.num_workers = max(1, num_workers)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        drawn: Counter[tuple[int, int]] = Counter()
+        for number, batch in enumerate(replace(self.draws, steps=range(self.draws.steps.stop))):
+            placed = []
+            for draw in batch:
+                place = (draw.source, number % self.num_workers)
+                placed.append(replace(draw, index=drawn[place]) if draw.source in self.streams else draw)
+                drawn[place] += 1
+            if number >= self.first:
+                yield placed
 
 
 class _Loaded:

@@ -182,6 +182,8 @@ class Run:
                 f"this run was on {content['world_size']} processes and goes on with {self.accelerator.num_processes}:"
                 " each step has the pictures it would have had, dropout has other random numbers"
             )
+            if self.training_set.has_streams:
+                self.note += "; streams are divided anew"
         if self.accelerator.is_main_process:
             self.folder.trim_metrics(step)
         return step
