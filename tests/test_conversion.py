@@ -275,7 +275,7 @@ def test_there_and_back_changes_no_bit(tmp_path: Path, foreign: Foreign, family:
 
 
 def test_the_configuration_travels_where_weights_do_not_tell_it(tmp_path: Path) -> None:
-    """Nano has 16 heads that are 16 wide, and a prompt length of its own."""
+    """Nano has 16 heads that are 16 wide, a prompt length of its own, and sees pictures smaller than others do."""
     convert_from_hf(NANO, tmp_path / "nano.pth", "mmdet")
     convert_to_hf(tmp_path / "nano.pth", tmp_path / "again", tokenizer=str(NANO))
     before, after = (own.GroundingDinoConfig.from_pretrained(path) for path in (NANO, tmp_path / "again"))
@@ -283,6 +283,8 @@ def test_the_configuration_travels_where_weights_do_not_tell_it(tmp_path: Path) 
     assert differing <= {"dtype", "backbone_config", "text_config", "transformers_version"}
     assert before.decoder_attention_heads == after.decoder_attention_heads
     assert same(on_disk(NANO), on_disk(tmp_path / "again"))
+    pictures = [own.GroundingDinoImageProcessor.from_pretrained(path).to_dict() for path in (NANO, tmp_path / "again")]
+    assert pictures[0] == pictures[1]
 
 
 @pytest.mark.parametrize(("family", "layout"), [PAIRS[0], PAIRS[2]])

@@ -18,7 +18,6 @@ ELSEWHERE = {
     "run_onnx.md": "tests/commands/test_export.py",
     "evaluating.md": "tests/evaluation",
     "neighbours.md": "tests/neighbours",
-    "upstream_tests.md": "tests/upstream",
 }
 """Pages that others look after, and where."""
 

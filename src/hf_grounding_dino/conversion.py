@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
 from .architecture import contradictions, infer_config
 from .configuration_grounding_dino import (
@@ -27,7 +28,14 @@ from .configuration_grounding_dino import (
     as_own_config,
 )
 from .conversion_rules import RULES, Layout, translate_to_ours, translate_to_theirs
-from .foreign_checkpoint import CONFIG_KEY, KNOWN_TO_BE_DROPPED, read_checkpoint, recognise
+from .foreign_checkpoint import (
+    CONFIG_KEY,
+    IMAGES_KEY,
+    KNOWN_TO_BE_DROPPED,
+    ForeignCheckpoint,
+    read_checkpoint,
+    recognise,
+)
 from .image_processing_grounding_dino import GroundingDinoImageProcessor
 from .label_table import TABLE_FILE, TABLE_KEY
 from .modeling_grounding_dino import GroundingDinoForObjectDetection
@@ -120,9 +128,9 @@ def convert_to_hf(
     """
     target = _free(Path(output))
     words = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
-    state, table, stored, report = _read(Path(checkpoint))
+    state, table, read, report = _read(Path(checkpoint))
     with _told(checkpoint, report):
-        chosen = as_own_config(config or stored or infer_config(state))
+        chosen = as_own_config(config or _stored(read.config) or infer_config(state))
     report.model_type = chosen.model_type
     rows = chosen.get_text_config().vocab_size
     if words is not None and len(words) > rows:
@@ -135,7 +143,7 @@ def convert_to_hf(
         _put_table(model, table)
     with _told_unwritten(target), whole_folder(target) as unfinished:
         model.save_pretrained(unfinished, max_shard_size=max_shard_size)
-        _save_processor(unfinished, words)
+        _save_processor(unfinished, words, read.images or {})
     return report
 
 
@@ -148,7 +156,7 @@ def convert_from_hf(
 ) -> ConversionReport:
     """Make a checkpoint that another package loads from a folder of transformers.
 
-    The configuration is stored beside the weights, for the way back.
+    The configuration and the image processor's options are stored beside the weights, for the way back.
 
     Args:
         folder: what `save_pretrained` wrote, here or in transformers.
@@ -188,8 +196,12 @@ def convert_from_hf(
     if dtype is not None:
         theirs = {name: tensor.to(dtype) for name, tensor in theirs.items()}
     entries: dict[str, Any] = {"model": theirs} if layout == "original" else {"state_dict": theirs, "meta": {}}
+    entries[CONFIG_KEY] = json.loads(config.to_json_string())
+    if any((source / name).is_file() for name in (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME)):
+        with _told(source, None):
+            entries[IMAGES_KEY] = json.loads(GroundingDinoImageProcessor.from_pretrained(source).to_json_string())
     with _told_unwritten(target), whole_file(target) as unfinished:
-        torch.save({**entries, CONFIG_KEY: json.loads(config.to_json_string())}, unfinished)
+        torch.save(entries, unfinished)
     return report
 
 
@@ -212,8 +224,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 def _read(
     file: Path,
-) -> tuple[dict[str, Tensor], Tensor | None, AnyGroundingDinoConfig | None, ConversionReport]:
-    """Tensors under our names, the label table, the configuration that is stored beside them, the report so far."""
+) -> tuple[dict[str, Tensor], Tensor | None, ForeignCheckpoint, ConversionReport]:
+    """Tensors under our names, the label table, what was read, the report so far."""
     try:
         checkpoint = read_checkpoint(file)
     except ValueError as error:
@@ -238,7 +250,7 @@ def _read(
         report.dropped.append(name)
     report.unexpected = kept
     report.converted = len(theirs) - len(unknown)
-    return state, table, _stored(checkpoint.config), report
+    return state, table, checkpoint, report
 
 
 def _stored(values: Mapping[str, Any] | None) -> AnyGroundingDinoConfig | None:
@@ -341,9 +353,9 @@ def _put_table(model: GroundingDinoForObjectDetection, table: Tensor) -> None:
         weight.copy_(table)
 
 
-def _save_processor(folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> None:
-    """The sizes and the normalisation are the same in both packages, and the defaults here."""
-    pictures = GroundingDinoImageProcessor()
+def _save_processor(folder: Path, tokenizer: PreTrainedTokenizerBase | None, stored: Mapping[str, Any]) -> None:
+    """Where none is stored: the sizes and the normalisation are the same in both packages, and the defaults here."""
+    pictures = GroundingDinoImageProcessor.from_dict(dict(stored))
     if tokenizer is None:
         pictures.save_pretrained(folder)
     else:

@@ -21,6 +21,10 @@ from .conversion_rules import Layout
 CONFIG_KEY = "hf_config"
 """Where a file that this package writes holds the configuration, beside the weights."""
 
+IMAGES_KEY = "hf_image_processor"
+"""Where it holds what is done to pictures."""
+
+_STORED = (CONFIG_KEY, IMAGES_KEY)
 _STATE_KEYS = ("state_dict", "model", "model_state_dict", "ema_model")
 _WRAPPERS = re.compile(r"(module\.|_orig_mod\.)+")
 _READ_ERRORS = (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, TypeError)
@@ -60,11 +64,13 @@ class ForeignCheckpoint(NamedTuple):
 
     state: tensors by name; they are pages of the file until they are touched, where its format allows.
     config: the configuration of transformers that is stored beside them, where this package wrote the file.
+    images: the options of the image processor that are stored beside them, likewise.
     others: what else is in the file, such as an optimizer or averaged weights.
     """
 
     state: dict[str, Tensor]
     config: Mapping[str, Any] | None
+    images: Mapping[str, Any] | None
     others: tuple[str, ...]
 
 
@@ -110,11 +116,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> ForeignCheckpoint:
     tensors = {_WRAPPERS.sub("", str(name), count=1): tensor for name, tensor in state.items() if _is_weight(tensor)}
     if not tensors:
         raise ValueError(f"{file}: not a checkpoint: there are no weights in it.")
-    config = entries.get(CONFIG_KEY)
-    others = (
-        () if key is None else tuple(sorted(str(name) for name in entries if name not in (key, "meta", CONFIG_KEY)))
-    )
-    return ForeignCheckpoint(tensors, config if isinstance(config, Mapping) else None, others)
+    config, images = (entries[name] if isinstance(entries.get(name), Mapping) else None for name in _STORED)
+    others = () if key is None else tuple(sorted(str(name) for name in entries if name not in (key, "meta", *_STORED)))
+    return ForeignCheckpoint(tensors, config, images, others)
 
 
 def _is_weight(value: object) -> bool:

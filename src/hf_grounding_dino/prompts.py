@@ -26,6 +26,7 @@ _WORD = re.compile(rf"{_LETTERS}(?:[-'\u2019_]{_LETTERS})*")
 
 Span = tuple[int, int]
 PromptText = str | Sequence[str]
+_MOST_QUOTED = 60  # letters
 
 
 class EncodedPrompt(NamedTuple):
@@ -137,10 +138,15 @@ def encode_labels(labels: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> 
     for i, (label, label_ids) in enumerate(zip(labels, encoded, strict=True)):
         kept = [t for t in label_ids if t not in specials]
         if all(t == tokenizer.unk_token_id for t in kept):
-            raise ValueError(f"Label {i} ({label!r}) has no token that the tokenizer knows.")
+            raise ValueError(f"Label {i} ({quoted(label)}) has no token that the tokenizer knows.")
         ids += [*kept, delimiter_id]
     ids.append(sep_id)
     return EncodedPrompt(tuple(ids), tuple(labels), None, ((0, 0),) * len(ids))
+
+
+def quoted(text: str) -> str:
+    """A text of people as an error names it: of a long one the beginning."""
+    return repr(text if len(text) <= _MOST_QUOTED else f"{text[: _MOST_QUOTED - 1]}\u2026")
 
 
 def closed_caption(caption: str) -> str:
@@ -159,7 +165,7 @@ def encode_caption(caption: str, tokenizer: PreTrainedTokenizerBase) -> EncodedP
     encoded = tokenizer(lower_case(caption), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     tokens = [(t, (s, e)) for t, (s, e) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)]
     if all(t == tokenizer.unk_token_id or t in specials for t, _ in tokens):
-        raise ValueError(f"The caption {caption!r} has no token that the tokenizer knows.")
+        raise ValueError(f"The caption {quoted(caption)} has no token that the tokenizer knows.")
     if tokens[-1][0] not in specials:
         tokens.append((delimiter_id, (0, 0)))
     phrases, start, end = [], -1, -1

@@ -15,7 +15,7 @@ from .image_processing_grounding_dino import read_images
 from .modeling_grounding_dino import GroundingDinoForObjectDetection
 from .post_processing import Detections, without_overlaps
 from .processing_grounding_dino import GroundingDinoProcessor
-from .prompts import NO_PHRASE, encode_labels, phrase_numbers, special_token_ids
+from .prompts import NO_PHRASE, encode_labels, phrase_numbers, quoted, special_token_ids
 
 Scoring = Literal["mean", "max"]
 
@@ -46,7 +46,7 @@ def chunk_labels(
         ValueError: a label is too long to be a prompt by itself, a limit is less than 1, or as `encode_labels`.
     """
     if isinstance(labels, str):
-        raise ValueError(f"Give a list of labels, not one string: {labels!r}.")
+        raise ValueError(f"Give a list of labels, not one string: {quoted(labels)}.")
     for name, limit in (("max_tokens", max_tokens), ("max_labels", max_labels)):
         if limit is not None and limit < 1:
             raise ValueError(f"{name}={limit}: give 1 or more, or None for no limit.")
@@ -54,7 +54,9 @@ def chunk_labels(
     starts, used = [0], 0
     for i, tokens in enumerate(_label_tokens(labels, tokenizer)):
         if tokens > room:
-            raise ValueError(f"Label {i} ({labels[i]!r}) needs {tokens + _ENDS} tokens alone, more than {max_tokens}.")
+            raise ValueError(
+                f"Label {i} ({quoted(labels[i])}) needs {tokens + _ENDS} tokens alone, more than {max_tokens}."
+            )
         if used + tokens > room or i - starts[-1] == max_labels:
             starts.append(i)
             used = 0

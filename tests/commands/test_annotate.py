@@ -23,8 +23,7 @@ from hf_grounding_dino.annotation.sources import FileSource
 from hf_grounding_dino.annotation.writers import FORMATS
 from hf_grounding_dino.commands import PROGRAM, UserError
 from hf_grounding_dino.commands import annotate as command
-from hf_grounding_dino.commands.annotate import requested_labels
-from hf_grounding_dino.commands.detect import load_detector
+from hf_grounding_dino.commands.detect import load_detector, requested_labels
 from hf_grounding_dino.commands.main import main
 from hf_grounding_dino.data.shapes import VOCABULARY
 from hf_grounding_dino.data.tokenizer import build_tokenizer

@@ -69,7 +69,7 @@ def test_a_space_is_written(
 def test_without_gradio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert main(["app"]) == 2
-    assert one_line(capsys) == "the page needs Gradio: pip install 'hf-grounding-dino[app]'"
+    assert one_line(capsys) == "the page needs Gradio: pip install gradio"
 
 
 @pytest.mark.parametrize(

@@ -113,3 +113,9 @@ def test_an_image_bomb(model: Path, here: Path, capsys: pytest.CaptureFixture[st
     assert message.startswith("bomb.png: cannot be read: Image size (400000000 pixels) exceeds limit")
     assert main(["detect", "bomb.png", "a.png", "--labels", "cat", "--model", str(model)]) == 1
     assert isinstance(json.loads(Path("out/a.json").read_text()), list)
+
+
+@pytest.mark.parametrize("option", ["--labels", "--caption"])
+def test_a_word_of_100_000_letters(option: str, model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The tokenizer does not know it; the line shows where it begins."""
+    assert "'aaaa" in refusal(capsys, model, "a.png", option, "a" * 100_000)

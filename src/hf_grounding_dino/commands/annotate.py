@@ -8,7 +8,6 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from tqdm import tqdm
 from hf_grounding_dino.assets import NANO
 
 from . import UserError, complain, quiet_libraries
-from .detect import DTYPES, load_detector, parse_labels
+from .detect import DTYPES, load_detector, requested_labels
 from .pictures import find_pictures, make_folder
 from .problems import user_errors
 
@@ -121,31 +120,6 @@ def _annotate(arguments: argparse.Namespace) -> Summary:
         shard=shard,
         progress=shard.index == 0 or arguments.shard is not None,
     )
-
-
-def requested_labels(texts: Sequence[str]) -> list[str]:
-    """The labels of `--labels`: lists as `detect` has them, and files, "@names.txt", with a label a line.
-
-    Raises:
-        UserError: a list or a file that cannot be read, or no label.
-    """
-    labels: dict[str, None] = {}
-    for text in texts:
-        labels.update(dict.fromkeys(_labels_in(Path(text[1:])) if text.startswith("@") else parse_labels([text])))
-    return list(labels)
-
-
-def _labels_in(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text with a label a line") from error
-    labels = [line.strip() for line in lines if line.strip()]
-    if not labels:
-        raise UserError(f"{path}: no labels")
-    return labels
 
 
 def _options(arguments: argparse.Namespace) -> Options:

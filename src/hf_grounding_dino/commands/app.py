@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
             cannot be written.
     """
     if importlib.util.find_spec("gradio") is None:
-        raise UserError("the page needs Gradio: pip install 'hf-grounding-dino[app]'")
+        raise UserError("the page needs Gradio: pip install gradio")
     with quiet_libraries():
         return _serve(arguments) if arguments.export_space is None else _export(arguments)
 

@@ -181,7 +181,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--labels",
         action="append",
         metavar="LABELS",
-        help='what to look for: "cat, remote control"; may be repeated; quote a label that holds a comma',
+        help='what to look for: "cat, remote control", or @FILE with a label a line; may be repeated;'
+        " quote a label that holds a comma",
     )
     prompt.add_argument("--caption", help='a sentence to look for: "a red star to the left of a blue ring"')
     parser.add_argument("--demo", action="store_true", help="look for shapes in a picture that ships")
@@ -269,6 +270,31 @@ def _detect_in_all(
     return failed
 
 
+def requested_labels(texts: Sequence[str]) -> list[str]:
+    """The labels of `--labels`: comma-separated lists, and files, "@names.txt", with a label a line.
+
+    Raises:
+        UserError: a list or a file that cannot be read, or no label.
+    """
+    labels: dict[str, None] = {}
+    for text in texts:
+        labels.update(dict.fromkeys(_labels_in(Path(text[1:])) if text.startswith("@") else parse_labels([text])))
+    return list(labels)
+
+
+def _labels_in(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text with a label a line") from error
+    labels = [line.strip() for line in lines if line.strip()]
+    if not labels:
+        raise UserError(f"{path}: no labels")
+    return labels
+
+
 def parse_labels(texts: Iterable[str]) -> list[str]:
     """The labels in comma-separated lists, each once; a label in double quotes may hold a comma.
 
@@ -307,7 +333,7 @@ def _requested_prompt(arguments: argparse.Namespace) -> PromptText:
     if arguments.caption is not None:
         return str(arguments.caption)
     if arguments.labels is not None:
-        return parse_labels(arguments.labels)
+        return requested_labels(arguments.labels)
     if arguments.demo:
         return list(DEMO_LABELS)
     raise UserError('nothing to look for: give --labels "cat, remote control" or --caption "a cat on a sofa"')
