@@ -221,6 +221,22 @@ def test_bad_pictures_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ]
 
 
+@pytest.mark.parametrize("format", ["coco", "yolo"])
+def test_what_can_be_read_later_is_labelled_then(tmp_path: Path, format: str) -> None:
+    """A picture that was cut off when the run was first made, and is whole when the same command is given again."""
+    source = folder_of(tmp_path / "in", 4)
+    bad = tmp_path / "in/two/001.png"
+    whole = bad.read_bytes()
+    bad.write_bytes(b"no picture")
+    assert [name for name, _ in label(source, tmp_path / "out", format).problems] == ["two/001.png"]
+    assert [name for name, _ in label(source, tmp_path / "out", format).problems] == ["two/001.png"]
+    bad.write_bytes(whole)
+    summary = label(source, tmp_path / "out", format)
+    at_once = label(source, tmp_path / "at once", format)
+    assert summary == at_once and summary.problems == []
+    assert files_of(tmp_path / "out").keys() == files_of(tmp_path / "at once").keys()
+
+
 def test_one_stem_twice_in_a_folder(tmp_path: Path) -> None:
     """a.jpg and a.png would share a.txt; COCO has one file for all and takes both."""
     for name in ("a.jpg", "a.png", "b/a.png"):

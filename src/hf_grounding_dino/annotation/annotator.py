@@ -116,7 +116,7 @@ def run_annotation(
     begin(output, settings)
     work = output / WORK_FOLDER
     with Journal(work, shard) as journal:
-        done = Answers(work)
+        done = Answers(work, with_problems=False)  # what could not be read may be readable now
         windows = windows_of(len(source.names))[shard.index :: shard.count]
         todo = [window for window in windows if any(index not in done for index in window)]
         desk = _Desk(finder, source, refused, done, options.batch_size)

@@ -106,20 +106,28 @@ def _cut_torn_line(path: Path) -> None:
 class Answers:
     """What all journals of a run hold, each picture once, in the order of the pictures; the lines stay on disk.
 
-    It may be read while processes add to the journals; it holds what was there when it was made.
+    It may be read while processes add to the journals; it holds what was there when it was made. A picture that could
+    not be labelled at first, and later was, is there as it was later.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, with_problems: bool = True) -> None:
         """Find the lines.
+
+        Args:
+            with_problems: hold the pictures that could not be labelled, too.
 
         Raises:
             AnnotationError: a line that is damaged.
         """
         self._paths = sorted(folder.glob("shard-*.jsonl"))
         self._places: dict[int, tuple[int, int]] = {}
+        problems: dict[int, tuple[int, int]] = {}
         for number, path in enumerate(self._paths):
             for offset, answer in _lines(path):
-                self._places.setdefault(answer.index, (number, offset))
+                kept = self._places if answer.problem is None else problems
+                kept.setdefault(answer.index, (number, offset))
+        if with_problems:
+            self._places = problems | self._places
 
     def __len__(self) -> int:
         """Number of pictures."""

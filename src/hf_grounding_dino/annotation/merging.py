@@ -69,6 +69,7 @@ def merge(output: Path) -> Summary:
         )
     summary = summarize(answers, run.pictures, written=True)
     FORMATS[run.format].write(output, run, _Good(answers))
+    (output / PROBLEMS_FILE).unlink(missing_ok=True)
     if summary.problems:
         with atomic_file(output, PROBLEMS_FILE) as file:
             for name, reason in summary.problems:
