@@ -189,7 +189,8 @@ def test_no_network(
     monkeypatch.setattr("time.sleep", lambda _: None)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     said = complaint(capsys, ASKING_THE_HUB[command])
-    end = "couldn't find them in the cached files." + " (HF_HUB_OFFLINE is set)" * offline
+    end = "couldn't find them in the cached files. (HF_HUB_OFFLINE is "
+    end += "set)" if offline else "not set: set to 1, it goes without the network)"
     assert "x/y" in said and "couldn't connect to 'http://127.0.0.1:9'" in said and said.endswith(end)
     assert not [path for path in here.rglob("out/**/*") if path.is_file()]
 

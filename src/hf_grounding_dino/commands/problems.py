@@ -93,7 +93,7 @@ def _gated(page: str, hub: str) -> str:
 def _without_network(error: BaseException, *, offline: bool) -> str:
     """The first sentence of what transformers says, which names the address."""
     text = " ".join(str(error).split()).partition(" Check your internet")[0]
-    return f"{text} (HF_HUB_OFFLINE is set)" if offline else text
+    return f"{text} (HF_HUB_OFFLINE is {'set' if offline else 'not set: set to 1, it goes without the network'})"
 
 
 def system_reason(error: BaseException) -> str:
