@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFont
+from PIL import ExifTags, Image, ImageFont
 
 from hf_grounding_dino.drawing import (
     PALETTE,
@@ -44,6 +44,13 @@ def placed(size: tuple[int, int], detections: list[Detection]) -> list[Tag]:
 
 def overlap(a: Rectangle, b: Rectangle) -> bool:
     return a.left < b.right and b.left < a.right and a.top < b.bottom and b.top < a.bottom
+
+
+def test_a_photograph_on_its_side_is_drawn_upright() -> None:
+    """The boxes of the pipeline are those of the upright picture."""
+    turned = Image.new("RGB", (1200, 900))
+    turned.getexif()[ExifTags.Base.Orientation] = 6
+    assert draw_detections(turned, [detection(100, 1000, 300, 1100)]).size == (900, 1200)
 
 
 @pytest.mark.parametrize("size", [(640, 480), (200, 900), (130, 60)])

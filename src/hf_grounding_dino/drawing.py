@@ -8,7 +8,7 @@ from typing import NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 Color = tuple[int, int, int]
 Edges = NDArray[np.int64]  # left, top, right, bottom in each row
@@ -81,10 +81,11 @@ def draw_detections(image: Image.Image, detections: Sequence[Detection], labels:
     picture, one of a few pixels' width say, is left out.
 
     Args:
-        image: the upright picture.
+        image: the picture; it is turned as EXIF says, as the boxes of the pipeline are.
         detections: what was found in it.
         labels: all labels that were looked for, for the same colours in every picture; see `label_colors`.
     """
+    image = ImageOps.exif_transpose(image)
     factor = enlargement(image.size)
     drawing = image.convert("RGB")
     if factor > 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from hf_grounding_dino.data.collate import GroundingCollator
 from hf_grounding_dino.data.shapes import VOCABULARY, ShapesDataset
@@ -31,6 +31,18 @@ def test_boxes_are_relative_to_each_picture_whatever_its_neighbour() -> None:
     batch = GroundingCollator(make_processor())([wide, high])
     assert torch.equal(batch["labels"][0]["boxes"], torch.tensor([[0.25, 0.5, 0.5, 1.0]]))
     assert batch["labels"][1]["boxes"].shape == (0, 4)
+
+
+def test_plain_lists_and_a_photograph_on_its_side() -> None:
+    """As people write items: lists, no number. EXIF turns 100 x 50 to 50 x 100; the box is the upper half of that."""
+    turned = Image.new("RGB", (100, 50))
+    turned.getexif()[ExifTags.Base.Orientation] = 6
+    item = {"image": turned, "text": ["red circle"], "boxes": [[0, 0, 50, 50]], "class_labels": [0]}
+    batch = GroundingCollator(make_processor())([item, item])
+    assert batch["pixel_mask"][0].sum(0).max() > batch["pixel_mask"][0].sum(1).max(), "it stands upright"
+    for number, label in enumerate(batch["labels"]):
+        assert torch.equal(label["boxes"], torch.tensor([[0.5, 0.25, 1.0, 0.5]]))
+        assert label["class_labels"].tolist() == [0] and label["image_id"] == number
 
 
 def test_every_label_points_at_its_own_words() -> None:

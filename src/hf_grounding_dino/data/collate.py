@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from ..boxes import corners_to_center
@@ -16,9 +17,9 @@ from ..prompts import closed_caption, encode_prompt, span_token_mask
 class GroundingCollator:
     """Make a batch of items, each a dict with `image` (PIL), `text` (labels or a sentence), `boxes` and their words.
 
-    `boxes` is `(n, 4)`, xyxy in pixels; `class_labels` says which label of the text each is, or `spans` at which
-    characters of the sentence it is named, one or more (start, end) a box. An item's `noise_seed`, where it has one, is
-    in its label.
+    `boxes` is `(n, 4)`, a tensor or lists, xyxy in pixels of the picture as EXIF turns it; `class_labels` says which
+    label of the text each is, or `spans` at which characters of the sentence it is named, one or more (start, end) a
+    box. An item's `image_id` and `noise_seed`, where it has them, are in its label.
     """
 
     def __init__(self, processor: GroundingDinoProcessor, *, resize: bool = True) -> None:
@@ -36,15 +37,16 @@ class GroundingCollator:
         texts = [closed_caption(item["text"]) if isinstance(item["text"], str) else item["text"] for item in items]
         options = {} if self.resize else {"do_resize": False}
         batch = dict(self.processor(images=[item["image"] for item in items], text=texts, **options))
-        batch["labels"] = [self._label(item, batch["input_ids"].shape[1]) for item in items]
+        batch["labels"] = [self._label(i, item, batch["input_ids"].shape[1]) for i, item in enumerate(items)]
         return batch
 
-    def _label(self, item: Any, num_tokens: int) -> dict[str, Any]:
-        width, height = item["image"].size
-        boxes = corners_to_center(item["boxes"] / torch.tensor([width, height, width, height]))
-        label: dict[str, Any] = {"boxes": boxes, "image_id": item["image_id"]}
+    def _label(self, number: int, item: Any, num_tokens: int) -> dict[str, Any]:
+        width, height = _upright_size(item["image"])
+        corners = torch.as_tensor(item["boxes"], dtype=torch.float32).reshape(-1, 4)
+        boxes = corners_to_center(corners / torch.tensor([width, height, width, height]))
+        label: dict[str, Any] = {"boxes": boxes, "image_id": item.get("image_id", number)}
         if "class_labels" in item:
-            label["class_labels"] = item["class_labels"]
+            label["class_labels"] = torch.as_tensor(item["class_labels"], dtype=torch.int64)
         else:
             label["token_mask"] = self._token_mask(item["text"], item["spans"], num_tokens)
         if "noise_seed" in item:
@@ -57,3 +59,9 @@ class GroundingCollator:
         for row, box_spans in zip(mask, spans, strict=True):
             row[: len(prompt.input_ids)] = span_token_mask(prompt, box_spans)
         return mask
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+    return (height, width) if on_its_side else (width, height)
