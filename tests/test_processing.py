@@ -460,3 +460,19 @@ def test_a_folder_without_tokenizer_files_is_an_error(tmp_path: Path) -> None:
         (tmp_path / name).unlink(missing_ok=True)
     with pytest.raises(Exception, match="tokenizer"):
         GroundingDinoProcessor.from_pretrained(tmp_path)
+
+
+def test_prompts_that_differ_in_spelling_alone_keep_their_own() -> None:
+    """Law 16, where both are looked up after both were made, and where a model hands the ids on."""
+    processor = GroundingDinoProcessor(GroundingDinoImageProcessor(size=SIZE), TOKENIZER)
+    spellings = (["Cat", "remote control"], ["cat", "Remote Control"], "cat. remote control.")
+    picture = Image.new("RGB", (64, 48))
+    batches = [processor(images=picture, text=text, return_tensors="pt") for text in spellings]
+    found = []
+    for batch in batches:
+        logits = torch.full((1, 2, batch["input_ids"].shape[1]), 2.0)
+        outputs = SimpleNamespace(logits=logits, pred_boxes=torch.full((1, 2, 4), 0.5), input_ids=batch["input_ids"])
+        prompts = processor._prompts_of(outputs, None, None)
+        found.append(list(prompts[0].phrases))
+    assert found[:2] == [list(labels) for labels in spellings[:2]]
+    assert found[2] == ["cat", "remote control"]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from .image_processing_grounding_dino import GroundingDinoImageProcessor
@@ -57,7 +58,8 @@ _UNSUPPORTED_TEXT_OPTIONS = (
 class PromptMemory:
     """The latest prompts by their token ids, for labels in the caller's spelling. Safe to share between threads.
 
-    Prompts that differ only in spelling have the same ids; a whole batch is therefore looked up before its rows.
+    Prompts that differ only in spelling have the same ids. They are therefore looked up by the very tensor that was
+    made of them first, which a copy on another device is not, then by the ids of a whole batch, then by those of a row.
     A copy, by `copy` or `pickle`, starts empty.
     """
 
@@ -66,14 +68,17 @@ class PromptMemory:
         self.capacity = capacity
         self._lock = threading.Lock()
         self._prompts: OrderedDict[tuple[TokenIds, ...], tuple[EncodedPrompt, ...]] = OrderedDict()
+        self._by_tensor = WeakIdKeyDictionary()
 
     def __reduce__(self) -> tuple[type[PromptMemory], tuple[int]]:
         """Copy the capacity alone."""
         return type(self), (self.capacity,)
 
-    def remember(self, prompts: Sequence[EncodedPrompt]) -> None:
-        """Keep the prompts of a batch, together and each by itself."""
+    def remember(self, prompts: Sequence[EncodedPrompt], input_ids: Any = None) -> None:
+        """Keep the prompts of a batch, together and each by itself, and for as long as there is their tensor."""
         with self._lock:
+            if isinstance(input_ids, Tensor):
+                self._by_tensor[input_ids] = tuple(prompts)
             for group in (*((prompt,) for prompt in prompts), tuple(prompts)):
                 key = tuple(prompt.input_ids for prompt in group)
                 self._prompts[key] = group
@@ -81,9 +86,12 @@ class PromptMemory:
             while len(self._prompts) > self.capacity:
                 self._prompts.popitem(last=False)
 
-    def recall(self, rows: Sequence[TokenIds]) -> list[EncodedPrompt | None]:
+    def recall(self, rows: Sequence[TokenIds], input_ids: Any = None) -> list[EncodedPrompt | None]:
         """The prompt of each row of ids, None where it was never seen or is forgotten."""
         with self._lock:
+            own = self._by_tensor.get(input_ids, ()) if isinstance(input_ids, Tensor) else ()
+            if own and [prompt.input_ids for prompt in own] == list(rows):
+                return list(own)
             batch = self._prompts.get(tuple(rows))
             return list(batch) if batch else [self._prompts.get((row,), (None,))[0] for row in rows]
 
@@ -156,7 +164,6 @@ class GroundingDinoProcessor(ProcessorMixin):
         if options.get("truncation") not in (None, False, "do_not_truncate"):
             longest = self.tokenizer.model_max_length if max_length is None else max_length
             prompts = [cut_prompt(prompt, longest, self._special_token_ids) for prompt in prompts]
-        self.prompt_memory.remember(prompts)
         columns = {
             "input_ids": [list(prompt.input_ids) for prompt in prompts],
             "token_type_ids": [[0] * len(prompt.input_ids) for prompt in prompts],
@@ -171,6 +178,7 @@ class GroundingDinoProcessor(ProcessorMixin):
             padding_side="right",  # phrases count from the left: padding before them would be a phrase
             return_tensors=options.get("return_tensors"),
         )
+        self.prompt_memory.remember(prompts, padded["input_ids"])
         return {name: padded[name] for name in columns if options.get(f"return_{name}", True) is not False}
 
     @property
@@ -316,7 +324,7 @@ class GroundingDinoProcessor(ProcessorMixin):
             raise ValueError(f"A prompt of {longest} tokens cannot have given logits for {width} tokens.")
         names = names_per_image(text_labels, num_images)
         prompts = []
-        for i, (row, known) in enumerate(zip(rows, self.prompt_memory.recall(rows), strict=True)):
+        for i, (row, known) in enumerate(zip(rows, self.prompt_memory.recall(rows, ids), strict=True)):
             prompt = known or EncodedPrompt(row, decode_phrases(row, self.tokenizer), None, ())
             given = names[i]
             if given is not None and len(given) != len(prompt.phrases):
