@@ -154,6 +154,17 @@ def test_two_processes_equal_one(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert len(logged(tmp_path / "run")) == 5
 
 
+def test_two_processes_know_together_what_cannot_be_read(tmp_path: Path) -> None:
+    """One of 8 pictures is more than 1 %: both stop with the list, also the one that has not met it."""
+    recipe = write_recipe(tmp_path, batch_size=8)
+    (tmp_path / "data" / "images" / "000003.png").write_bytes(b"no picture")
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    command = [*launcher, "-m", "hf_grounding_dino", "train", str(recipe)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode != 0
+    assert done.stderr.count("1 of 8 pictures cannot be read, more than 1 %") == 2, done.stderr
+
+
 def test_two_machines_equal_one_process(tmp_path: Path) -> None:
     """Two launchers that meet over the network, with one process each; one of them alone writes."""
     recipe = write_recipe(tmp_path)

@@ -176,7 +176,7 @@ class Run:
         step, content = self.folder.load_state(self.accelerator)
         self.best_step, self.before = content["best_step"], content["before"]
         self.step_scores = {int(at): score for at, score in content["step_scores"].items()}
-        self.skipped = {where: Skipped(where, why) for where, why in content["skipped"]}
+        self.skipped = {where: Skipped(where, why) for where, why in content.get("skipped", ())}
         if content["world_size"] != self.accelerator.num_processes:
             self.note = (
                 f"this run was on {content['world_size']} processes and goes on with {self.accelerator.num_processes}:"
