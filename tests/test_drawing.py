@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import ExifTags, Image, ImageFont
 
 from hf_grounding_dino.drawing import (
@@ -51,6 +52,19 @@ def test_a_photograph_on_its_side_is_drawn_upright() -> None:
     turned = Image.new("RGB", (1200, 900))
     turned.getexif()[ExifTags.Base.Orientation] = 6
     assert draw_detections(turned, [detection(100, 1000, 300, 1100)]).size == (900, 1200)
+
+
+def test_what_the_processor_found_is_drawn_as_well() -> None:
+    """As the pipeline's, with boxes in pixels and in [0, 1]; a photograph on its side stays there, as the boxes lie."""
+    picture = Image.new("RGB", (800, 600))
+    expected = draw_detections(picture, [detection(200, 300, 400, 450, label="cat", score=0.5)]).tobytes()
+    found = {"scores": torch.tensor([0.5]), "text_labels": ["cat"], "labels": torch.tensor([0])}
+    for box in ([200.0, 300.0, 400.0, 450.0], [0.25, 0.5, 0.5, 0.75]):
+        assert draw_detections(picture, {**found, "boxes": torch.tensor([box])}).tobytes() == expected
+    picture.getexif()[ExifTags.Base.Orientation] = 6
+    assert draw_detections(picture, {**found, "boxes": torch.tensor([box])}).tobytes() == expected
+    nothing = {"scores": torch.zeros(0), "boxes": torch.zeros(0, 4)}
+    assert draw_detections(picture, nothing).size == (1600, 1200)
 
 
 @pytest.mark.parametrize("size", [(640, 480), (200, 900), (130, 60)])

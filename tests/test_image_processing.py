@@ -269,20 +269,52 @@ def test_paths_and_addresses(tmp_path: Path) -> None:
         assert torch.equal(pixels, read_images(image)[0])
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_are_turned_upright(ours: Any, tmp_path: Path, orientation: int) -> None:
-    upright = picture(20, 40)
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.float16])
+def test_floating_point_in_0_to_1_is_no_black_picture(ours: Any, kind: Any) -> None:
+    """matplotlib, scikit-image and `ToTensor` give such. With white at 255 or another factor nothing changes."""
+    image = picture(48, 48)
+    bytes_ = np.asarray(image).astype(kind)
+    expected = ours(image, return_tensors="pt")["pixel_values"]
+    tensor = torch.from_numpy(bytes_ / 255).permute(2, 0, 1)
+    for form in (bytes_ / 255, tensor, bytes_):
+        got = ours(form, return_tensors="pt")["pixel_values"].float()
+        torch.testing.assert_close(got, expected, atol=2e-2 if kind == np.float16 else 1e-5, rtol=0)
+    third = ours(bytes_ / 255, rescale_factor=1 / 3, do_normalize=False, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(
+        third[0].permute(1, 2, 0).numpy(), (bytes_ / 255).astype(np.float32) / 3, rtol=0.01, atol=0
+    )
+
+
+def stored_on_its_side(path: Path, upright: Image.Image, orientation: int) -> None:
     stored = upright.transpose(INVERSE[orientation]) if orientation in INVERSE else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = tmp_path / "turned.png"
     stored.save(path, exif=exif)
-    with Image.open(path) as opened:
-        for form in (path, opened):
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_files_are_turned_upright(ours: Any, tmp_path: Path, orientation: int) -> None:
+    upright, path = picture(20, 40), tmp_path / "turned.png"
+    stored_on_its_side(path, upright, orientation)
+    with path.open("rb") as file:
+        for form in (path, path.read_bytes(), file):
             assert torch.equal(read_images(form)[0], read_images(upright)[0])
-        labels = ours(opened, annotation([0, 0, 20, 10]), return_tensors="pt")["labels"][0]
+    labels = ours(path, annotation([0, 0, 20, 10]), return_tensors="pt")["labels"][0]
     torch.testing.assert_close(labels["boxes"], torch.tensor([[0.25, 0.25, 0.5, 0.5]]))
     assert labels["orig_size"].tolist() == [20, 40]
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_picture_in_memory_stays_as_it_lies(ours: Any, stock: Any, tmp_path: Path, orientation: int) -> None:
+    """Its `size` is what scripts give as target size."""
+    path = tmp_path / "turned.png"
+    stored_on_its_side(path, picture(20, 40), orientation)
+    with Image.open(path) as opened:
+        target = annotation([0, 0, 10, 10])
+        got, expected = (processor(opened, target, return_tensors="pt") for processor in (ours, stock))
+        assert tuple(got["labels"][0]["orig_size"].tolist()) == opened.size[::-1]
+    assert torch.equal(got["pixel_values"], expected["pixel_values"])
+    assert torch.equal(got["labels"][0]["boxes"], expected["labels"][0]["boxes"])
 
 
 # --- what is refused ---------------------------------------------------------------------------------------------
@@ -328,6 +360,7 @@ def test_a_bad_picture_that_was_opened_before_is_named(ours: Any, tmp_path: Path
     [
         (3, "int is not an image"),
         (None, "NoneType is not an image"),
+        (b"no picture", "cannot identify"),
         (Image.new("RGB", (0, 5)), "no pixels"),
         (np.zeros((0, 5, 3), np.uint8), "no pixels"),
         (np.zeros(5, np.uint8), "2 or 3 dimensions"),

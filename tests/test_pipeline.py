@@ -100,7 +100,7 @@ class Picture:
         array = np.array(image)
         return {
             "PIL": image, "path": DEMO_PICTURE, "path string": str(DEMO_PICTURE), "array": array,
-            "tensor": torch.from_numpy(array).permute(2, 0, 1),
+            "tensor": torch.from_numpy(array).permute(2, 0, 1), "bytes": Path(DEMO_PICTURE).read_bytes(),
         }  # fmt: skip
 
 
@@ -110,6 +110,13 @@ def test_one_picture_of_any_kind(pipe: Any, found: Any, kind: str) -> None:
     assert same(pipe(one, candidate_labels=LABELS, threshold=0.3), found)
     (listed,) = pipe([one], candidate_labels=LABELS, threshold=0.3)
     assert same(listed, found)
+
+
+def test_floating_point_in_0_to_1_finds_the_same(pipe: Any, image: Image.Image, found: Any) -> None:
+    """Resized without rounding to bytes, so that scores differ a little."""
+    got = pipe(np.array(image) / 255, candidate_labels=LABELS, threshold=0.3)
+    assert [r["label"] for r in got] == [r["label"] for r in found]
+    assert np.allclose([r["score"] for r in got], [r["score"] for r in found], atol=5e-3)
 
 
 def test_dicts_and_generators(pipe: Any, image: Image.Image, found: Any) -> None:
@@ -154,7 +161,9 @@ def test_a_dataset_ends_where_its_length_says(pipe: Any, image: Image.Image, fou
 
 
 def test_labels_in_any_form(pipe: Any, image: Image.Image, found: Any) -> None:
-    """A string parted by commas, a tuple, one list a picture; the older name of the argument."""
+    """A string parted by commas, a tuple, an array, a generator, one list a picture; the argument's older name."""
+    assert same(pipe(image, candidate_labels=np.array(LABELS), threshold=0.3), found)
+    assert same(pipe([image], candidate_labels=(label for label in LABELS), threshold=0.3)[0], found)
     assert same(pipe(image, candidate_labels=", ".join(LABELS), threshold=0.3), found)
     assert same(pipe(image, candidate_labels=tuple(LABELS), threshold=0.3), found)
     assert same(pipe(image, text_queries=LABELS, threshold=0.3), found)
@@ -236,6 +245,23 @@ def test_what_is_wrong_is_named(pipe: Any, image: Image.Image, tmp_path: Path) -
     with pytest.raises(ValueError, match=r"none\.png"):
         pipe(str(tmp_path / "none.png"), candidate_labels=LABELS)
     assert pipe([], candidate_labels=LABELS) == []
+    with pytest.raises(ValueError, match=r"Image 1 \(none\.png\) cannot be read"):
+        list(pipe(iter([image, "none.png"]), candidate_labels=LABELS))
+    with pytest.raises(ValueError, match="'image' and 'candidate_labels'"):
+        pipe({"picture": image, "candidate_labels": LABELS})
+    for nothing in (None, 5):
+        with pytest.raises(ValueError, match="Give a picture"):
+            pipe(nothing, candidate_labels=LABELS)
+    for option in ({"top_k": -1}, {"top_k": 1.5}, {"batch_size": 0}):
+        with pytest.raises(ValueError, match=next(iter(option))):
+            pipe(image, candidate_labels=LABELS, **option)
+
+
+def test_a_photograph_on_its_side_is_seen_upright(pipe: Any, image: Image.Image, found: Any) -> None:
+    """In memory too, as in the pipeline of transformers."""
+    lying = image.transpose(Image.Transpose.ROTATE_90)
+    lying.getexif()[0x0112] = 6
+    assert same(pipe(lying, candidate_labels=LABELS, threshold=0.3), found)
 
 
 def test_other_models_are_refused() -> None:

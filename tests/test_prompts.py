@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -86,6 +87,8 @@ def test_labels_and_the_caption_of_transformers_have_the_same_ids() -> None:
         ([["cat", "dog"]], 2, [["cat", "dog"]] * 2),
         ([["U.S.A."]], 1, [["U.S.A."]]),
         (["a cat.", ["dog"]], 2, ["a cat.", ["dog"]]),
+        (np.array(["cat", "dog"]), 2, [["cat", "dog"]] * 2),
+        ((label for label in ("cat", "dog")), None, [["cat", "dog"]]),
     ],
 )
 def test_each_form_of_text_has_one_meaning(text: object, num_images: int | None, expected: list[object]) -> None:
@@ -96,6 +99,12 @@ def test_each_form_of_text_has_one_meaning(text: object, num_images: int | None,
 def test_other_numbers_of_prompts_are_refused(text: object, num_images: int) -> None:
     with pytest.raises(ValueError, match=r"No labels|prompts for"):
         one_prompt_per_image(text, num_images)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", [5, {"cat": 1}, b"cat", [["cat"], 5]])
+def test_what_is_no_text_is_refused(text: object) -> None:
+    with pytest.raises(ValueError, match=r"Give a list of labels, not (int|dict|bytes)\."):
+        one_prompt_per_image(text, None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

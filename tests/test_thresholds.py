@@ -7,7 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from hf_grounding_dino import GroundingDinoForObjectDetection, GroundingDinoPipeline, GroundingDinoProcessor
 from hf_grounding_dino.assets import DEMO_PICTURE, NANO
@@ -43,7 +45,7 @@ def test_a_file_that_is_none_is_named(tmp_path: Path, content: str, message: str
 
 
 def test_a_model_without_thresholds_says_so(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"thresholds\.json"):
+    with pytest.raises(FileNotFoundError, match=r"thresholds\.json.*`calibrate` makes one"):
         Thresholds.from_pretrained(tmp_path)
 
 
@@ -52,6 +54,9 @@ def test_a_model_without_thresholds_says_so(tmp_path: Path) -> None:
     [
         (0.2, [0.2, 0.2, 0.2]),
         ([0.1, 0.2, 0.3], [0.1, 0.2, 0.3]),
+        (np.array([0.5, 0.25, 0.125]), [0.5, 0.25, 0.125]),
+        (torch.tensor([0.5, 0.25, 0.125]), [0.5, 0.25, 0.125]),
+        (np.float64(0.2), [0.2, 0.2, 0.2]),
         (dict(zip(LABELS, (0.3, 0.2, 0.1), strict=True)), [0.3, 0.2, 0.1]),
         (Thresholds(0.5, {"BLUE square": 0.4}), [0.5, 0.4, 0.5]),
     ],

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 Color = tuple[int, int, int]
 Edges = NDArray[np.int64]  # left, top, right, bottom in each row
@@ -74,18 +74,28 @@ class Tag(NamedTuple):
     rectangle: Rectangle
 
 
-def draw_detections(image: Image.Image, detections: Sequence[Detection], labels: Iterable[str] = ()) -> Image.Image:
+def draw_detections(
+    image: Image.Image, detections: Sequence[Detection] | dict[str, Any], labels: Iterable[str] = ()
+) -> Image.Image:
     """Draw detections on a copy of their picture.
 
     A small picture is enlarged by a whole number, so that the tags can be read. A tag that cannot lie inside the
     picture, one of a few pixels' width say, is left out.
 
     Args:
-        image: the picture; it is turned as EXIF says, as the boxes of the pipeline are.
-        detections: what was found in it.
+        image: the picture.
+        detections: what was found in it: by the pipeline, which sees pictures upright, so that this one is turned as
+            its EXIF orientation says; or one result of a `post_process_...` of the processor, which takes pictures as
+            they lie, with boxes in pixels or in [0, 1].
         labels: all labels that were looked for, for the same colours in every picture; see `label_colors`.
     """
-    image = ImageOps.exif_transpose(image)
+    from .image_processing_grounding_dino import upright  # heavy imports, for which help has no time
+    from .post_processing import listed
+
+    if isinstance(detections, dict):
+        detections = cast(list[Detection], listed(detections, image.size))
+    else:
+        image = upright(image)
     factor = enlargement(image.size)
     drawing = image.convert("RGB")
     if factor > 1:

@@ -1,22 +1,23 @@
-"""Pictures of any kind as the model reads them: upright, RGB, resized, normalised and padded to one canvas.
+"""Pictures of any kind as the model reads them: RGB, resized, normalised and padded to one canvas.
 
-The class differs from the one it derives from in what it accepts (any mode, 16 bits, EXIF orientation), in naming
-the picture that cannot be read, and in keeping boxes relative to the picture, not to the padded canvas.
+The class differs from the one it derives from in what it accepts (any mode, 16 bits, floating point in [0, 1]), in
+naming the picture that cannot be read, and in keeping boxes relative to the picture, not to the padded canvas.
 """
 
 from __future__ import annotations
 
 import binascii
 import copy
+import math
 import os
 import struct
 import urllib.request
 import zlib
 from base64 import b64decode
 from collections.abc import Iterator
-from io import BytesIO
+from io import BytesIO, IOBase
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import IO, Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -52,26 +53,36 @@ _DECODING_ERRORS = (
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
-def read_images(images: Any, input_data_format: str | ChannelDimension | None = None) -> list[Tensor]:
-    """Read pictures of any supported kind as upright RGB tensors `(3, height, width)`.
+def read_images(
+    images: Any, input_data_format: str | ChannelDimension | None = None, *, first: int = 0
+) -> list[Tensor]:
+    """Read pictures of any supported kind as RGB tensors `(3, height, width)`.
 
-    Integers of more than 8 bits are scaled to 8 bits; floating-point arrays and tensors keep their values.
+    Files are turned upright, as their EXIF orientation says; a PIL image in memory stays as it lies, so that its `size`
+    is that of the picture, as in transformers. Integers of more than 8 bits are scaled to 8 bits; floating-point arrays
+    and tensors keep their values.
 
     Args:
         images: a PIL image, a NumPy array or a tensor (height and width first or last, grey, RGB, RGBA, or a batch
-            with one dimension more), a path, a URL, or a list of any of these.
+            with one dimension more), a path, a URL, an open file, the bytes of one, or a list of any of these.
         input_data_format: where the channels of arrays and tensors stand; guessed from the shape by default.
+        first: the number of the first picture, for messages.
 
     Raises:
         ValueError: a picture cannot be read; the message has its position in the list and, where known, its name.
     """
     pictures = []
-    for i, image in enumerate(flat_images(images)):
+    for i, image in enumerate(flat_images(images), first):
         try:
             pictures.append(_read_image(image, input_data_format))
         except _DECODING_ERRORS as error:
             raise ValueError(f"Image {i}{_name(image)} cannot be read: {error}") from error
     return pictures
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The picture as its EXIF orientation turns it; the very same object where nothing is to be turned."""
+    return ImageOps.exif_transpose(image) if 1 < image.getexif().get(_EXIF_ORIENTATION, 1) <= 8 else image
 
 
 def flat_images(images: Any) -> Iterator[Any]:
@@ -91,9 +102,9 @@ def _name(image: Any) -> str:
 
 
 def _read_image(image: Any, input_data_format: str | ChannelDimension | None) -> Tensor:
-    if isinstance(image, (str, Path)):
+    if isinstance(image, (str, Path, bytes, IOBase)):
         with _open(image) as opened:
-            return _from_pil(opened)
+            return _from_pil(upright(opened))
     if isinstance(image, Image.Image):
         return _from_pil(image)
     if isinstance(image, (np.ndarray, Tensor)):
@@ -101,7 +112,9 @@ def _read_image(image: Any, input_data_format: str | ChannelDimension | None) ->
     raise ValueError(f"{type(image).__name__} is not an image, an array, a tensor, a path or a URL.")
 
 
-def _open(source: str | Path) -> Image.Image:
+def _open(source: str | Path | bytes | IOBase) -> Image.Image:
+    if isinstance(source, (bytes, IOBase)):
+        return Image.open(BytesIO(source) if isinstance(source, bytes) else cast(IO[bytes], source))
     if isinstance(source, str) and source.startswith(("http://", "https://", "data:")):
         request = urllib.request.Request(source, headers={"User-Agent": "hf-grounding-dino"})
         with urllib.request.urlopen(request, timeout=_URL_TIMEOUT_SECONDS) as response:
@@ -117,8 +130,6 @@ def _open(source: str | Path) -> Image.Image:
 def _from_pil(image: Image.Image) -> Tensor:
     if 0 in image.size:
         raise ValueError(f"it has no pixels: {image.width} x {image.height}.")
-    if 1 < image.getexif().get(_EXIF_ORIENTATION, 1) <= 8:
-        image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
         wide = np.asarray(image)
         deep = image.mode.startswith("I;16")
@@ -236,6 +247,12 @@ def _rounded(size: SizeDict, image_size: Size, divisor: int) -> SizeDict:
     return SizeDict(**dict(zip(("height", "width"), rounded, strict=True)))
 
 
+def _in_range_of_bytes(picture: Tensor) -> Tensor:
+    """A picture of floating point in [0, 1], as many libraries have them, in [0, 255]; others as they are."""
+    unit = picture.is_floating_point() and bool(picture.min() >= 0) and bool(picture.max() <= 1)
+    return picture * 255 if unit else picture
+
+
 def _check_options(resize_rule: str, size_divisor: int | None) -> None:
     if resize_rule not in get_args(ResizeRule):
         raise ValueError(f"resize_rule is one of {get_args(ResizeRule)}, not {resize_rule!r}.")
@@ -297,8 +314,9 @@ class GroundingDinoImageProcessor(transformers.GroundingDinoImageProcessor):
         """Read, resize, normalise and pad pictures, and their annotations with them.
 
         Args:
-            images: whatever `read_images` reads.
-            annotations: one COCO annotation a picture, in the frame of the upright picture.
+            images: whatever `read_images` reads. Floating point in [0, 1] counts as such, not as nearly black,
+                whether `do_rescale` is on or off.
+            annotations: one COCO annotation a picture, in the frame of the picture as it is read.
             *args: `return_segmentation_masks` and `masks_path`, as in transformers.
             **kwargs: options for this call; see `GroundingDinoImageProcessorKwargs`.
 
@@ -315,9 +333,17 @@ class GroundingDinoImageProcessor(transformers.GroundingDinoImageProcessor):
         pictures = read_images(images, kwargs.pop("input_data_format", None))
         if not pictures:
             raise ValueError("No images: give at least one.")
+        if self._expects_bytes(kwargs):
+            pictures = [_in_range_of_bytes(picture) for picture in pictures]
         kwargs["input_data_format"] = ChannelDimension.FIRST
         features: BatchFeature = super().preprocess(pictures, annotations, *args, **kwargs)
         return features
+
+    def _expects_bytes(self, options: dict[str, Any]) -> bool:
+        """Whether pictures are rescaled from [0, 255] to [0, 1]."""
+        given = {name: value for name, value in options.items() if value is not None}
+        factor = given.get("rescale_factor", self.rescale_factor)
+        return bool(given.get("do_rescale", self.do_rescale)) and math.isclose(factor, 1 / 255)
 
     def resize(  # type: ignore[override]
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from io import IOBase
 from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, cast
@@ -15,9 +16,11 @@ from transformers import ZeroShotObjectDetectionPipeline
 from transformers.image_utils import load_image
 
 from .configuration_grounding_dino import as_own_config
+from .image_processing_grounding_dino import read_images, upright
 from .modeling_grounding_dino import GroundingDinoForObjectDetection
-from .post_processing import Detections
+from .post_processing import Detections, checked_top_k, listed
 from .processing_grounding_dino import GroundingDinoProcessor
+from .prompts import label_list
 from .thresholds import CALIBRATED, Thresholds, above_thresholds, threshold_per_label
 from .vocabulary import PROMPT_TOKENS, Chunking, Scoring, detect
 
@@ -85,14 +88,18 @@ class GroundingDinoPipeline(ZeroShotObjectDetectionPipeline):
             list of such for a list; an iterator over such, made as they are asked for, for the rest.
 
         Raises:
-            ValueError: no labels, an empty or unknown label, a picture that cannot be read, or not as many lists of
-                labels as pictures.
+            ValueError: no labels, an empty or unknown label, no picture, one that cannot be read, not as many lists of
+                labels as pictures, or an option out of its range.
             TypeError: an option that does not exist.
         """
         candidate_labels = kwargs.pop("text_queries", candidate_labels)
+        if candidate_labels is not None and not isinstance(candidate_labels, str):
+            candidate_labels = label_list(candidate_labels)
         unknown = sorted(set(kwargs) - set(_CALL_OPTIONS))
         if unknown:
             raise TypeError(f"There is no option {unknown[0]!r}; there are {', '.join(_CALL_OPTIONS)}.")
+        if kwargs.get("batch_size") is not None and kwargs["batch_size"] < 1:
+            raise ValueError(f"batch_size={kwargs['batch_size']}: give 1 or more.")
         call = super(ZeroShotObjectDetectionPipeline, self).__call__
         if _is_one(image):
             return call(_item(image, candidate_labels), **kwargs)
@@ -104,6 +111,8 @@ class GroundingDinoPipeline(ZeroShotObjectDetectionPipeline):
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         names = (("timeout",), _FORWARD_OPTIONS, ("top_k",))
+        if kwargs.get("top_k") is not None:
+            kwargs["top_k"] = checked_top_k(kwargs["top_k"], least=0)
         before, during, after = ({name: kwargs[name] for name in some if name in kwargs} for some in names)
         return before, during, after
 
@@ -117,25 +126,28 @@ class GroundingDinoPipeline(ZeroShotObjectDetectionPipeline):
         postprocess_params: dict[str, Any],
     ) -> Iterator[list[Found]]:
         """The detections of each input, `batch_size` pictures at a time."""
-        items = (self.preprocess(item, **preprocess_params) for item in inputs)
+        items = (self.preprocess(item, number=i, **preprocess_params) for i, item in enumerate(inputs))
         while batch := list(islice(items, batch_size)):
             for found in self.forward(batch, **forward_params):
                 yield self.postprocess(found, **postprocess_params)
 
-    def preprocess(self, inputs: Any, timeout: float | None = None) -> Found:  # type: ignore[override]
-        """The picture and its list of labels.
+    def preprocess(self, inputs: Any, timeout: float | None = None, number: int = 0) -> Found:  # type: ignore[override]
+        """The pixels of the upright picture, and its list of labels.
 
         Raises:
-            ValueError: there are no labels.
+            ValueError: there are no labels, or the picture, called by its number, cannot be read.
         """
         image, labels = inputs["image"], inputs["candidate_labels"]
-        if timeout is not None and isinstance(image, str):
-            image = load_image(image, timeout=timeout)
         if isinstance(labels, str):
             labels = [label.strip() for label in labels.split(",")]
         if labels is None or not len(labels):
             raise ValueError("No labels: give candidate_labels.")
-        return {"image": image, "labels": list(labels)}
+        if timeout is not None and isinstance(image, str):
+            image = load_image(image, timeout=timeout)
+        if isinstance(image, Image.Image):
+            image = upright(image)
+        (pixels,) = read_images([image], first=number)
+        return {"image": pixels, "labels": label_list(labels)}
 
     def _forward(  # type: ignore[override]
         self,
@@ -147,7 +159,7 @@ class GroundingDinoPipeline(ZeroShotObjectDetectionPipeline):
         chunk_labels: int | None = None,
         chunk_batch: int = 4,
     ) -> list[Detections]:
-        if threshold == CALIBRATED:
+        if isinstance(threshold, str) and threshold == CALIBRATED:
             threshold = Thresholds.from_pretrained(self.model.name_or_path or "")
         if scoring is None:
             scoring = "mean" if isinstance(threshold, Thresholds) else "max"
@@ -173,28 +185,29 @@ class GroundingDinoPipeline(ZeroShotObjectDetectionPipeline):
 
     def postprocess(self, found: Detections, top_k: int | None = None) -> list[Found]:  # type: ignore[override]
         """The best `top_k` detections in plain numbers and strings."""
-        rows = zip(found["scores"].tolist(), found["text_labels"], found["boxes"].int().tolist(), strict=True)
-        corners = ("xmin", "ymin", "xmax", "ymax")
-        results = [{"score": s, "label": label, "box": dict(zip(corners, b, strict=True))} for s, label, b in rows]
-        return results[: top_k or None]
+        return listed(found)[: top_k or None]
 
 
 def _is_one(image: Any) -> bool:
     if isinstance(image, (np.ndarray, Tensor)):
         return image.ndim <= 3
-    return isinstance(image, (str, Path, Image.Image, Mapping))
+    return isinstance(image, (str, bytes, IOBase, Path, Image.Image, Mapping))
 
 
 def _each(images: Any) -> Iterator[Any]:
     """The rows of an iterable, or of a dataset of torch, which may tell its end by its length alone."""
-    if hasattr(images, "__iter__") or not hasattr(images, "__len__"):
+    if hasattr(images, "__iter__"):
         return iter(images)
-    return (images[i] for i in range(len(images)))
+    if hasattr(images, "__len__") and hasattr(images, "__getitem__"):
+        return (images[i] for i in range(len(images)))
+    raise ValueError(f"Give a picture or pictures, not {type(images).__name__}.")
 
 
 def _item(image: Any, labels: Any) -> Found:
     if not isinstance(image, Mapping):
         return {"image": image, "candidate_labels": labels}
+    if "image" not in image:
+        raise ValueError(f"A dict of the pipeline has 'image' and 'candidate_labels', not {sorted(map(str, image))}.")
     return {"image": image["image"], "candidate_labels": image.get("candidate_labels", labels)}
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
@@ -33,12 +34,26 @@ def image_sizes(target_sizes: Any, num_images: int, device: torch.device) -> lis
     """
     if target_sizes is None:
         return [None] * num_images
+    expected = f"target_sizes is one (height, width) for each of {num_images} images"
     if not isinstance(target_sizes, Tensor):
-        target_sizes = torch.tensor([[float(side) for side in size] for size in target_sizes])
+        try:
+            target_sizes = torch.tensor([[float(side) for side in size] for size in target_sizes])
+        except (TypeError, ValueError):
+            raise ValueError(f"{expected}, not {target_sizes!r}.") from None
     if tuple(target_sizes.shape) != (num_images, 2):
-        shape = tuple(target_sizes.shape)
-        raise ValueError(f"target_sizes is one (height, width) for each of {num_images} images, not of shape {shape}.")
+        raise ValueError(f"{expected}, not of shape {tuple(target_sizes.shape)}.")
     return list(target_sizes.to(device, torch.float32))
+
+
+def checked_top_k(top_k: int | None, least: int = 1) -> int | None:
+    """`top_k` itself.
+
+    Raises:
+        ValueError: it is neither None nor a whole number of at least `least`.
+    """
+    if top_k is not None and (not isinstance(top_k, (int, np.integer)) or top_k < least):
+        raise ValueError(f"top_k={top_k!r}: give a whole number from {least} on, or None for all.")
+    return top_k
 
 
 def names_per_image(text_labels: Any, num_images: int) -> list[list[str] | None]:
@@ -115,7 +130,7 @@ def class_detections(
     pairs_N = candidates_QP.flatten().nonzero()[:, 0]
     scores_N = scores_QP.flatten()[pairs_N]
     # Stable, so that equal scores come in the order of the queries on every device.
-    order_K = scores_N.argsort(descending=True, stable=True)[:top_k]
+    order_K = scores_N.argsort(descending=True, stable=True)[: checked_top_k(top_k)]
     pairs_K = pairs_N[order_K]
     return scores_N[order_K], pairs_K % num_phrases, pairs_K // num_phrases
 
@@ -135,5 +150,20 @@ def without_overlaps(detections: Detections, nms_threshold: float) -> Detections
 def referring_detections(logits_QT: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """The `top_k` queries that answer to any token of the sentence, best first: `scores (K,)`, `queries (K,)`."""
     scores_Q = logits_QT.float().sigmoid().amax(1)
-    order_K = scores_Q.argsort(descending=True, stable=True)[:top_k]
+    order_K = scores_Q.argsort(descending=True, stable=True)[: checked_top_k(top_k)]
     return scores_Q[order_K], order_K
+
+
+def listed(found: Detections, size: tuple[int, int] | None = None) -> list[dict[str, Any]]:
+    """Detections as the pipelines of transformers give them: `score`, `label`, and `box` in whole pixels.
+
+    Args:
+        found: `scores (K,)`, `boxes (K, 4)` xyxy, and `text_labels` where there are labels.
+        size: (width, height) of the image, for boxes that may be in [0, 1].
+    """
+    boxes_K4, scores = found["boxes"], found["scores"].tolist()
+    if size is not None and boxes_K4.numel() and boxes_K4.max() <= 1:
+        boxes_K4 = boxes_K4 * boxes_K4.new_tensor(size).repeat(2)
+    corners = ("xmin", "ymin", "xmax", "ymax")
+    rows = zip(scores, found.get("text_labels") or [""] * len(scores), boxes_K4.int().tolist(), strict=True)
+    return [{"score": s, "label": label, "box": dict(zip(corners, box, strict=True))} for s, label, box in rows]

@@ -126,9 +126,11 @@ class GroundingDinoProcessor(ProcessorMixin):
         """Make the inputs of the model.
 
         Args:
-            images: pictures: PIL images, arrays, tensors, paths or URLs, one or a list.
+            images: pictures: PIL images, arrays, tensors, paths or URLs, one or a list. PIL images are taken as they
+                lie in memory, files upright (`image_processing_grounding_dino.read_images`).
             text: a caption, a list of labels, or a list of either, one an image (`prompts.one_prompt_per_image`).
-            annotations: COCO annotations, one an image, for `labels` in the result.
+            annotations: COCO annotations, one an image, for `labels` in the result. `category_id` is taken for the
+                number of the phrase in the prompt, from 0 on, not for an id of COCO.
             **kwargs: options of the tokenizer (`padding`, `truncation`, `max_length`, `pad_to_multiple_of`,
                 `return_tensors`) and of the image processor, flat or in `text_kwargs` and `images_kwargs`.
                 Truncation drops whole phrases.

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -109,6 +109,21 @@ def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 def lower_case(text: str) -> str:
     """`text` in lower case, character by character, so that character offsets stay true."""
     return "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
+
+
+def label_list(labels: Any) -> list[Any]:
+    """Labels, or what stands for them, as a list.
+
+    Raises:
+        ValueError: there are none, or it is one string, a mapping or nothing that can be gone through.
+    """
+    if isinstance(labels, str):
+        raise ValueError(f"Give a list of labels, not one string: {quoted(labels)}.")
+    if labels is None:
+        raise ValueError("No labels: give at least one label to look for.")
+    if isinstance(labels, (bytes, Mapping)) or not isinstance(labels, Iterable):
+        raise ValueError(f"Give a list of labels, not {type(labels).__name__}.")
+    return list(labels)
 
 
 def encode_prompt(text: PromptText, tokenizer: PreTrainedTokenizerBase) -> EncodedPrompt:
@@ -213,16 +228,15 @@ def one_prompt_per_image(text: PromptText | Sequence[PromptText], num_images: in
     - one prompt serves all images.
 
     Raises:
-        ValueError: no text at all, or neither one prompt nor one an image.
+        ValueError: no text at all, something that is no text, or neither one prompt nor one an image.
     """
-    if isinstance(text, str):
-        prompts: list[PromptText] = [text]
-    elif not len(text):
+    texts = [text] if isinstance(text, str) else label_list(text)
+    if not texts:
         raise ValueError("No labels: give at least one label to look for.")
-    elif all(isinstance(t, str) for t in text) and not _are_captions([str(t) for t in text], num_images):
-        prompts = [[str(t) for t in text]]
+    if isinstance(text, str) or any(isinstance(t, (list, tuple)) for t in texts) or _are_captions(texts, num_images):
+        prompts: list[PromptText] = [t if isinstance(t, str) else label_list(t) for t in texts]
     else:
-        prompts = [t if isinstance(t, str) else list(t) for t in text]
+        prompts = [texts]
     if num_images is not None and len(prompts) == 1:
         prompts = prompts * num_images
     if num_images is not None and len(prompts) != num_images:
@@ -230,8 +244,8 @@ def one_prompt_per_image(text: PromptText | Sequence[PromptText], num_images: in
     return prompts
 
 
-def _are_captions(texts: Sequence[str], num_images: int | None) -> bool:
-    closed = all(t.strip().endswith(PHRASE_DELIMITERS) for t in texts)
+def _are_captions(texts: Sequence[Any], num_images: int | None) -> bool:
+    closed = all(isinstance(t, str) and t.strip().endswith(PHRASE_DELIMITERS) for t in texts)
     return closed and (num_images is None or len(texts) == num_images)
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+from torch import Tensor
 from transformers.utils.hub import cached_file
 
 from .post_processing import Detections
@@ -60,7 +62,7 @@ class Thresholds:
         """
         path = Path(file)
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: there is no such file of thresholds")
+            raise FileNotFoundError(f"{path}: there is no such file of thresholds (`calibrate` makes one)")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             return cls(content["default"], dict(content.get("labels", {})), str(content.get("source", "")))
@@ -102,7 +104,8 @@ def threshold_per_label(threshold: Any, labels: Sequence[str]) -> list[float]:
     """The threshold of each label.
 
     Args:
-        threshold: one for all; one for each label, in their order; a mapping that names every label; or `Thresholds`.
+        threshold: one for all; one for each label, in their order, as a list or an array; a mapping that names every
+            label; or `Thresholds`.
 
     Raises:
         ValueError: not as many as labels, a label without one, or something that is no number.
@@ -113,6 +116,8 @@ def threshold_per_label(threshold: Any, labels: Sequence[str]) -> list[float]:
         if missing := [label for label in labels if label not in threshold]:
             raise ValueError(f"There is no threshold for {missing[0]!r}.")
         threshold = [threshold[label] for label in labels]
+    if isinstance(threshold, (np.ndarray, Tensor)):
+        threshold = threshold.tolist()
     if not isinstance(threshold, str) and isinstance(threshold, Sequence):
         if len(threshold) != len(labels):
             raise ValueError(f"{len(threshold)} thresholds for {len(labels)} labels.")

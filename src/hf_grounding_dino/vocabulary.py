@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +15,7 @@ from .image_processing_grounding_dino import read_images
 from .modeling_grounding_dino import GroundingDinoForObjectDetection
 from .post_processing import Detections, without_overlaps
 from .processing_grounding_dino import GroundingDinoProcessor
-from .prompts import NO_PHRASE, encode_labels, phrase_numbers, quoted, special_token_ids
+from .prompts import NO_PHRASE, encode_labels, label_list, phrase_numbers, quoted, special_token_ids
 
 Scoring = Literal["mean", "max"]
 
@@ -26,7 +26,7 @@ _ENDS = 2  # [CLS] and [SEP]
 
 
 def chunk_labels(
-    labels: Sequence[str],
+    labels: Iterable[str],
     tokenizer: PreTrainedTokenizerBase,
     max_tokens: int | None = PROMPT_TOKENS,
     max_labels: int | None = None,
@@ -45,8 +45,7 @@ def chunk_labels(
     Raises:
         ValueError: a label is too long to be a prompt by itself, a limit is less than 1, or as `encode_labels`.
     """
-    if isinstance(labels, str):
-        raise ValueError(f"Give a list of labels, not one string: {quoted(labels)}.")
+    labels = label_list(labels)
     for name, limit in (("max_tokens", max_tokens), ("max_labels", max_labels)):
         if limit is not None and limit < 1:
             raise ValueError(f"{name}={limit}: give 1 or more, or None for no limit.")
@@ -94,7 +93,7 @@ def detect(
     model: GroundingDinoForObjectDetection,
     processor: GroundingDinoProcessor,
     images: Any,
-    labels: Sequence[str],
+    labels: Iterable[str],
     *,
     threshold: float = 0.0,
     top_k: int | None = 300,
@@ -131,6 +130,7 @@ def detect(
     """
     if chunking.batch < 1:
         raise ValueError(f"chunking.batch={chunking.batch}: give 1 or more.")
+    labels = label_list(labels)
     chunks = chunk_labels(labels, processor.tokenizer, chunking.tokens, chunking.labels)
     post_process: Callable[..., list[Detections]] = processor.post_process_grounded_object_detection
     if scoring == "mean":

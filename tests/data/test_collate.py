@@ -34,14 +34,14 @@ def test_boxes_are_relative_to_each_picture_whatever_its_neighbour() -> None:
 
 
 def test_plain_lists_and_a_photograph_on_its_side() -> None:
-    """As people write items: lists, no number. EXIF turns 100 x 50 to 50 x 100; the box is the upper half of that."""
+    """As people write items: lists, no number. The picture is taken as it lies, and so is its box, the left half."""
     turned = Image.new("RGB", (100, 50))
     turned.getexif()[ExifTags.Base.Orientation] = 6
     item = {"image": turned, "text": ["red circle"], "boxes": [[0, 0, 50, 50]], "class_labels": [0]}
     batch = GroundingCollator(make_processor())([item, item])
-    assert batch["pixel_mask"][0].sum(0).max() > batch["pixel_mask"][0].sum(1).max(), "it stands upright"
+    assert batch["pixel_mask"][0].sum(0).max() < batch["pixel_mask"][0].sum(1).max()
     for number, label in enumerate(batch["labels"]):
-        assert torch.equal(label["boxes"], torch.tensor([[0.5, 0.25, 1.0, 0.5]]))
+        assert torch.equal(label["boxes"], torch.tensor([[0.25, 0.5, 0.5, 1.0]]))
         assert label["class_labels"].tolist() == [0] and label["image_id"] == number
 
 

@@ -81,10 +81,10 @@ def read_picture(source: Any) -> Image.Image:
     Raises:
         ValueError: it cannot be read; the message says why and does not name it.
     """
-    from hf_grounding_dino.image_processing_grounding_dino import read_images
+    from hf_grounding_dino.image_processing_grounding_dino import read_images, upright
 
     try:
-        (pixels,) = read_images([source])
+        (pixels,) = read_images([upright(source) if isinstance(source, Image.Image) else source])
     except ValueError as error:
         raise ValueError(_reason(error.__cause__ or error)) from error
     return Image.fromarray(pixels.permute(1, 2, 0).byte().contiguous().numpy())

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from PIL import ExifTags, Image
 from torch import Tensor
 
 from ..boxes import corners_to_center
@@ -17,9 +16,10 @@ from ..prompts import closed_caption, encode_prompt, span_token_mask
 class GroundingCollator:
     """Make a batch of items, each a dict with `image` (PIL), `text` (labels or a sentence), `boxes` and their words.
 
-    `boxes` is `(n, 4)`, a tensor or lists, xyxy in pixels of the picture as EXIF turns it; `class_labels` says which
-    label of the text each is, or `spans` at which characters of the sentence it is named, one or more (start, end) a
-    box. An item's `image_id` and `noise_seed`, where it has them, are in its label.
+    `boxes` is `(n, 4)`, a tensor or lists, xyxy in pixels of the picture as it lies in memory (as the processor takes
+    it, EXIF or not); `class_labels` says which label of the text each is, or `spans` at which characters of the
+    sentence it is named, one or more (start, end) a box. An item's `image_id` and `noise_seed`, where it has them, are
+    in its label.
     """
 
     def __init__(self, processor: GroundingDinoProcessor, *, resize: bool = True) -> None:
@@ -41,7 +41,7 @@ class GroundingCollator:
         return batch
 
     def _label(self, number: int, item: Any, num_tokens: int) -> dict[str, Any]:
-        width, height = _upright_size(item["image"])
+        width, height = item["image"].size
         corners = torch.as_tensor(item["boxes"], dtype=torch.float32).reshape(-1, 4)
         boxes = corners_to_center(corners / torch.tensor([width, height, width, height]))
         label: dict[str, Any] = {"boxes": boxes, "image_id": item.get("image_id", number)}
@@ -59,9 +59,3 @@ class GroundingCollator:
         for row, box_spans in zip(mask, spans, strict=True):
             row[: len(prompt.input_ids)] = span_token_mask(prompt, box_spans)
         return mask
-
-
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    width, height = image.size
-    on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
-    return (height, width) if on_its_side else (width, height)

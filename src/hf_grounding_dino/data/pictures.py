@@ -5,9 +5,9 @@ from __future__ import annotations
 from io import BytesIO
 from pathlib import Path
 
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from ..image_processing_grounding_dino import read_images
+from ..image_processing_grounding_dino import read_images, upright
 from .records import ImageSource
 
 
@@ -21,20 +21,20 @@ def open_picture(source: ImageSource) -> Image.Image:
     """
     try:
         if isinstance(source, Image.Image):
-            return _upright(source)
+            return _converted(source)
         with Image.open(source if isinstance(source, Path) else BytesIO(source)) as opened:
-            return _upright(opened)
+            return _converted(opened)
     # Damaged files lead the decoders of PIL to errors of nearly every kind.
     except Exception as error:
         raise ValueError(_reason(error)) from error
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _converted(stored: Image.Image) -> Image.Image:
+    image = upright(stored)
     if image.mode != "RGB" or 0 in image.size:
         (pixels,) = read_images([image])
         return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    return ImageOps.exif_transpose(image) if turned else image.convert("RGB")
+    return image.convert("RGB") if image is stored else image
 
 
 def _reason(error: Exception) -> str:
