@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,10 +26,12 @@ from hf_grounding_dino.commands import PROGRAM, UserError
 from hf_grounding_dino.commands import annotate as command
 from hf_grounding_dino.commands.detect import load_detector, requested_labels
 from hf_grounding_dino.commands.main import main
+from hf_grounding_dino.commands.pictures import read_picture
 from hf_grounding_dino.data.shapes import VOCABULARY
 from hf_grounding_dino.data.tokenizer import build_tokenizer
 from hf_grounding_dino.image_processing_grounding_dino import GroundingDinoImageProcessor
 from hf_grounding_dino.processing_grounding_dino import GroundingDinoProcessor
+from hf_grounding_dino.thresholds import Thresholds
 from hf_grounding_dino.vocabulary import detect
 from tiny import tiny_model
 
@@ -128,6 +131,28 @@ def test_labels_of_several_prompts_and_other_thresholds(model: Path, here: Path)
     assert max(sum(item["image_id"] == i for item in found) for i in range(1, 5)) <= 3
 
 
+@pytest.mark.parametrize("form", [["--threshold", "calibrated"], ["--thresholds", "model/thresholds.json"]])
+def test_calibrated_thresholds(model: Path, here: Path, form: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Scored by the mean, as they are for: each label above its own threshold, one box of several labels."""
+    shutil.copytree(model, "model")
+    asked = ["annotate", "--images", "in", "--labels", "Cat, remote control", "--model", "model", "--output", "out"]
+    assert main([*asked, *form]) == 2
+    assert "thresholds.json" in one_line(capsys)
+    detector = load_detector("model", "cpu")
+    pictures = [read_picture(here / "in" / name) for name in ("a/x.png", "b/x.png", "b/y.png", "z.jpg")]
+    every = detect(detector.model, detector.processor, pictures, ["Cat", "remote control"], top_k=None)
+    cats = torch.cat([found["scores"][found["labels"] == 0] for found in every])
+    Thresholds(1.0, {"cat": float(cats.median())}).write("model")
+    assert main([*asked, *form, "--nms", "1"]) == 0
+    boxes = json.loads(Path("out/annotations.json").read_text(encoding="utf-8"))["annotations"]
+    assert {box["category_id"] for box in boxes} == {1}
+    assert 0.9 * len(cats) / 2 <= len(boxes) <= len(cats) / 2, "half of them, but for the ones of no width"
+    assert main([*asked, "--threshold", "calibrated", "--thresholds", "model/thresholds.json"]) == 2
+    assert one_line(capsys) == "give either --threshold calibrated or --thresholds FILE"
+    assert main([*asked, "--threshold", "0.3"]) == 2
+    assert "choose another output folder" in one_line(capsys)
+
+
 def test_a_data_set(model: Path, here: Path) -> None:
     table = datasets.Dataset.from_dict({"image": ["in/z.jpg", "in/a/x.png"]})
     table.cast_column("image", datasets.Image()).save_to_disk("set")
@@ -155,6 +180,7 @@ def test_bad_pictures(model: Path, here: Path, capsys: pytest.CaptureFixture[str
         (["--images", "in", "--shard", "0/2"], "--shard 0/2: I/N is needed, from 1/N to N/N"),
         (["--images", "in", "--shard", "3/2"], "--shard 3/2: "),
         (["--images", "in", "--batch-size", "0"], "the batch size is 0: 1 to 32 is possible"),
+        (["--images", "in", "--threshold", "low"], "argument --threshold: low is not a number from 0 to 1"),
         (["--images", "in", "--nms", "2"], "the nms is 2.0: a number from 0 to 1 is needed"),
         (["--images", "in", "--top-k", "0"], "top_k is 0"),
         (["--images", "in", "--threads", "0"], "threads is 0"),
@@ -224,6 +250,7 @@ def test_help_imports_nothing_heavy() -> None:
     script = """
 import sys
 from hf_grounding_dino.commands.main import main
+from hf_grounding_dino.commands.pictures import read_picture
 assert main(["annotate", "--help"]) == 0
 print(sorted({"torch", "torchvision", "transformers", "datasets"} & set(sys.modules)))
 """

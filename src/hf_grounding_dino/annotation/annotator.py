@@ -83,6 +83,7 @@ def annotate(
         labels=list(labels),
         threshold=options.threshold,
         thresholds=dict(sorted(options.thresholds.items())),
+        scoring=options.scoring,
         nms=options.nms,
         top_k=options.top_k,
         format=format,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from functools import partial
+from typing import Any, NamedTuple, Protocol, get_args
 
 import torch
 from PIL import Image
@@ -16,7 +17,7 @@ from torch.nn.functional import pad
 from ..modeling_grounding_dino import GroundingDinoForObjectDetection
 from ..post_processing import Detections, without_overlaps
 from ..processing_grounding_dino import GroundingDinoProcessor
-from ..vocabulary import Chunking, chunk_labels
+from ..vocabulary import Chunking, Scoring, chunk_labels
 from .answers import AnnotationError
 from .files import is_writable_text
 
@@ -29,6 +30,8 @@ class Options:
 
     threshold: the least score, in [0, 1], exclusive.
     thresholds: another one for some of the labels.
+    scoring: "max", a box has its best label alone and scores as that one's best token; or "mean", as calibrated
+        thresholds want it, a label scores as the mean of its tokens.
     nms: of two boxes of one label that overlap by more (IoU, in [0, 1]), the better is kept; 1 keeps all.
     top_k: the most boxes of a picture; None keeps all.
     batch_size: pictures that run together, 1 to 32.
@@ -37,6 +40,7 @@ class Options:
 
     threshold: float = 0.3
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    scoring: Scoring = "max"
     nms: float = 0.7
     top_k: int | None = None
     batch_size: int = 4
@@ -52,6 +56,8 @@ class Options:
         for name, value in [*shares.items(), *((f"threshold of {k!r}", v) for k, v in self.thresholds.items())]:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
                 raise AnnotationError(f"the {name} is {value!r}: a number from 0 to 1 is needed")
+        if self.scoring not in get_args(Scoring):
+            raise AnnotationError(f"scoring is {self.scoring!r}: one of {', '.join(get_args(Scoring))} is needed")
         if self.top_k is not None and self.top_k < 1:
             raise AnnotationError(f"top_k is {self.top_k}: 1 or more is needed")
         if not 1 <= self.batch_size <= LARGEST_BATCH:
@@ -150,7 +156,10 @@ class LabelFinder:
             return [self._choose(of_one) for of_one in parts]
 
     def _read(self, outputs: Any, pictures: Sequence[Prepared], group: Sequence[slice]) -> list[Detections]:
-        return self.processor.post_process_grounded_object_detection(
+        post_process: Callable[..., list[Detections]] = self.processor.post_process_grounded_object_detection
+        if self.options.scoring == "mean":
+            post_process = partial(self.processor.post_process_object_detection, top_k=None)
+        return post_process(
             outputs,
             threshold=self._least,
             text_labels=[self.labels[chunk] for chunk in group] * len(pictures),

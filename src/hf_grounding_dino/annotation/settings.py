@@ -24,7 +24,7 @@ class Settings:
     model: what tells it from others.
     dtype: what it computes in.
     labels: in order.
-    threshold, thresholds, nms, top_k: as in `Options`.
+    threshold, thresholds, scoring, nms, top_k: as in `Options`.
     format: of the files that are written.
     pictures: how many the source has.
     names: a digest of their names.
@@ -43,6 +43,7 @@ class Settings:
     pictures: int
     names: str
     root: str | None
+    scoring: str = "max"
 
 
 def digest_of(names: Sequence[str]) -> str:

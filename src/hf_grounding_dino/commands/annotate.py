@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from hf_grounding_dino.assets import NANO
 
 from . import UserError, complain, quiet_libraries
-from .detect import DTYPES, load_detector, requested_labels
+from .detect import CALIBRATED, DTYPES, calibrated_thresholds, load_detector, requested_labels, share_or_calibrated
 from .pictures import find_pictures, make_folder
 from .problems import user_errors
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from hf_grounding_dino.annotation.journal import Shard
     from hf_grounding_dino.annotation.merging import Summary
     from hf_grounding_dino.annotation.sources import PictureSource
+    from hf_grounding_dino.thresholds import Thresholds
+    from hf_grounding_dino.vocabulary import Scoring
 
 FORMATS = ("coco", "odvg", "yolo", "voc", "labelme", "label-studio")
 _SHOWN_PROBLEMS = 10
@@ -61,8 +64,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default=str(NANO), help="a folder, or the name of a repo on the Hub; by default the one that ships"
     )
-    parser.add_argument("--threshold", type=float, default=0.3, help="the least score, from 0 to 1 (%(default)s)")
-    parser.add_argument("--thresholds", type=Path, metavar="FILE", help='others, by label: JSON {"cat": 0.4, ...}')
+    parser.add_argument(
+        "--threshold",
+        type=share_or_calibrated,
+        default=0.3,
+        help='the least score, from 0 to 1 (%(default)s), or "calibrated" for what `calibrate` put beside the model',
+    )
+    parser.add_argument(
+        "--thresholds",
+        type=Path,
+        metavar="FILE",
+        help='others, by label: JSON {"cat": 0.4, ...}, or a file that `calibrate` wrote',
+    )
     parser.add_argument(
         "--nms",
         type=float,
@@ -104,7 +117,7 @@ def _annotate(arguments: argparse.Namespace) -> Summary:
     if not arguments.labels:
         raise UserError('nothing to look for: give --labels "cat, remote control" or --labels @names.txt')
     labels = requested_labels(arguments.labels)
-    options = _options(arguments)
+    options = _options(arguments, labels)
     shard = _shard(arguments.shard)
     source = _source(arguments)
     make_folder(arguments.output)
@@ -122,12 +135,14 @@ def _annotate(arguments: argparse.Namespace) -> Summary:
     )
 
 
-def _options(arguments: argparse.Namespace) -> Options:
+def _options(arguments: argparse.Namespace, labels: Sequence[str]) -> Options:
     from hf_grounding_dino.annotation.finder import Options
 
+    threshold, thresholds, scoring = _least_scores(arguments, labels)
     return Options(
-        threshold=arguments.threshold,
-        thresholds={} if arguments.thresholds is None else _thresholds(arguments.thresholds),
+        threshold=threshold,
+        thresholds=thresholds,
+        scoring=scoring,
         nms=arguments.nms,
         top_k=arguments.top_k,
         batch_size=arguments.batch_size,
@@ -135,7 +150,23 @@ def _options(arguments: argparse.Namespace) -> Options:
     )
 
 
-def _thresholds(path: Path) -> dict[str, Any]:
+def _least_scores(arguments: argparse.Namespace, labels: Sequence[str]) -> tuple[float, dict[str, Any], Scoring]:
+    """The threshold, those of some labels, and the kind of score they are for."""
+    from hf_grounding_dino.thresholds import Thresholds
+
+    given = None if arguments.thresholds is None else _thresholds(arguments.thresholds)
+    if arguments.threshold == CALIBRATED:
+        if given is not None:
+            raise UserError("give either --threshold calibrated or --thresholds FILE")
+        given = calibrated_thresholds(arguments.model)
+    if isinstance(given, Thresholds):
+        return given.default, dict(zip(labels, given.of(labels), strict=True)), "mean"
+    return arguments.threshold, given or {}, "max"
+
+
+def _thresholds(path: Path) -> dict[str, Any] | Thresholds:
+    from hf_grounding_dino.thresholds import Thresholds
+
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
@@ -144,7 +175,12 @@ def _thresholds(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not JSON ({error})") from error
     if not isinstance(content, dict):
         raise UserError(f'{path}: an object {{"label": threshold, ...}} is needed')
-    return content
+    if "scoring" not in content:
+        return content
+    try:
+        return Thresholds.read(path)
+    except ValueError as error:
+        raise UserError(error) from error
 
 
 def _shard(text: str | None) -> Shard:

@@ -191,7 +191,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--threshold",
-        type=_share,
+        type=share_or_calibrated,
         default=DEFAULT_THRESHOLD,
         help='the least score, from 0 to 1 (%(default)s), or "calibrated" for what `calibrate` put beside the model',
     )
@@ -206,7 +206,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="what to compute in (%(default)s)")
 
 
-def _share(text: str) -> float | str:
+def share_or_calibrated(text: str) -> float | str:
+    """A threshold on the command line: a number from 0 to 1, or "calibrated"."""
     if text == CALIBRATED:
         return text
     try:
@@ -317,14 +318,23 @@ def parse_labels(texts: Iterable[str]) -> list[str]:
 
 
 def _threshold(arguments: argparse.Namespace, prompt: PromptText) -> float | Thresholds:
-    from hf_grounding_dino.thresholds import Thresholds
-
     if arguments.threshold != CALIBRATED:
         return float(arguments.threshold)
     if isinstance(prompt, str):
         raise UserError("calibrated thresholds are for --labels, not for a --caption")
+    return calibrated_thresholds(arguments.model)
+
+
+def calibrated_thresholds(model: str) -> Thresholds:
+    """What `calibrate` put beside a model.
+
+    Raises:
+        UserError: there is nothing, or it cannot be read.
+    """
+    from hf_grounding_dino.thresholds import Thresholds
+
     try:
-        return Thresholds.from_pretrained(arguments.model)
+        return Thresholds.from_pretrained(model)
     except (FileNotFoundError, ValueError) as error:
         raise UserError(error) from error
 
