@@ -87,6 +87,12 @@ class TestDetection:
             with pytest.raises(DataError, match=r"words\.json: .*\"0\": \"person\""):
                 read(path, label_map=str(words))
 
+    def test_a_label_map_beside_the_lines_is_found(self, folder: Path) -> None:
+        path = write(folder, detect({"bbox": [1, 2, 30, 40], "label": 1}))
+        (folder / "label_map.json").write_text('{"0": "dog", "1": "bus"}')
+        assert read(path).label_names == ("dog", "bus")
+        assert read(path, label_map=str(folder / "labels.json")).label_names == ("cat", "hot dog")
+
     def test_a_label_map_that_does_not_match_leaves_no_box(self, folder: Path) -> None:
         path = write(folder, detect({"bbox": [1, 2, 30, 40], "label": 7}))
         with pytest.raises(DataError, match=r"set\.jsonl: no box is valid; first finding: unknown category"):

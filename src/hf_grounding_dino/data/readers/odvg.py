@@ -36,12 +36,16 @@ from .common import (
 
 Kind = Literal["detection", "grounding"]
 
+LABEL_MAP_FILE = "label_map.json"
+"""What the label map of a file is called, beside it, where nothing else is said."""
+
 
 def read(entry: SourceEntry) -> OdvgRecords:
     """Read an ODVG file once: check every line, keep where the usable ones begin.
 
-    Detection lines need `label_map`, a JSON object {"0": "person", ...}. A region of a grounding line without
-    `tokens_positive` is looked up by its phrase, as whole words in any case. Boxes are xyxy in pixels.
+    Detection lines need `label_map`, a JSON object {"0": "person", ...}, by default `label_map.json` beside them. A
+    region of a grounding line without `tokens_positive` is looked up by its phrase, as whole words in any case. Boxes
+    are xyxy in pixels.
 
     Raises:
         DataError: a line that is no JSON object or of the other kind, a label map that is missing or malformed, no
@@ -269,18 +273,22 @@ def _kind_of(path: Path) -> Kind:
 
 
 def _label_map(entry: SourceEntry, path: Path, log: FindingLog) -> LabelMap:
-    if entry.label_map is None:
-        raise DataError(f'{path}: detection lines need the option label_map, a JSON file {{"0": "person", ...}}')
-    written = read_json(Path(entry.label_map))
+    file = path.with_name(LABEL_MAP_FILE) if entry.label_map is None else Path(entry.label_map)
+    if entry.label_map is None and not file.is_file():
+        raise DataError(
+            f'{path}: detection lines need the option label_map, a JSON file {{"0": "person", ...}}, or'
+            f" {LABEL_MAP_FILE} beside them"
+        )
+    written = read_json(file)
     if not isinstance(written, dict) or not written:
-        raise DataError(f'{entry.label_map}: one JSON object {{"0": "person", ...}} is needed')
+        raise DataError(f'{file}: one JSON object {{"0": "person", ...}} is needed')
     positions: dict[int, int] = {}
     for key, name in written.items():
         label = as_integer(key)
         if label is None or label < 0 or label in positions or not isinstance(name, str) or not name.strip():
-            raise DataError(f'{entry.label_map}: {key!r}: {name!r} is not of the form "0": "person"')
+            raise DataError(f'{file}: {key!r}: {name!r} is not of the form "0": "person"')
         positions[label] = len(positions)
-    note_gaps(tuple(positions), entry.label_map, log)
+    note_gaps(tuple(positions), str(file), log)
     names = tuple(written.values())
     return LabelMap(positions, names, clean_names(names))
 
