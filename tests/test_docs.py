@@ -15,8 +15,6 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 ELSEWHERE = {
     "log.md": "docs/log.md",
-    "run_onnx.md": "tests/commands/test_export.py",
-    "evaluating.md": "tests/evaluation",
     "neighbours.md": "tests/neighbours",
 }
 """Pages that others look after, and where."""

@@ -77,7 +77,9 @@ def test_onnx_runtime_equals_the_model(folder: Path, exported: Path, case: str) 
 
 def test_it_runs_where_torch_cannot_be_imported(folder: Path, exported: Path, tmp_path: Path) -> None:
     """The program of docs/run_onnx.md finds what the processor and the model find: scores to 1e-3, boxes to a pixel."""
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "run_onnx.md").read_text(), re.DOTALL)
+    (code,) = re.findall(
+        r"```python title=\"find.py\"\n(.*?)```", (ROOT / "docs" / "run_onnx.md").read_text(), re.DOTALL
+    )
     (tmp_path / "find.py").write_text(code)
     picture = Image.open(DEMO_PICTURE).convert("RGB")
     photo, labels = tmp_path / "photo.png", ["Red square", "cyan ring", "ring"]
@@ -89,6 +91,10 @@ def test_it_runs_where_torch_cannot_be_imported(folder: Path, exported: Path, tm
         assert len(rows) == 10
         found = [(float(score), label, [float(side) for side in box.split()]) for score, label, box in rows]
         assert_same_detections(found, expected_detections(folder, photo, labels))
+    done = subprocess.run(
+        [*argv, str(exported), str(photo), "ring", "日本"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and done.stderr == "the tokenizer knows no word of '日本'\n"
 
 
 @torch.no_grad()
