@@ -260,6 +260,16 @@ def test_spans_cover_the_tokens_they_touch() -> None:
             span_token_mask(prompt, [bad])
 
 
+def test_a_delimiter_inside_a_span_is_no_token_of_it() -> None:
+    """It is in no phrase, so that no box can be called by it."""
+    prompt = encode_caption("a no. 5 shirt.", TOKENIZER)
+    mask = span_token_mask(prompt, [(2, 14)])
+    numbers = phrase_numbers(torch.tensor([prompt.input_ids]), SPECIAL)[0]
+    assert mask.tolist() == [False, False, *[number >= 0 for number in numbers.tolist()[2:]]]
+    with pytest.raises(ValueError, match=r"Span \[4, 5\) covers no token"):
+        span_token_mask(prompt, [(4, 5)])
+
+
 # --- the small tokenizer -----------------------------------------------------------------------------------------
 
 

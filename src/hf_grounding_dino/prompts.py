@@ -34,7 +34,7 @@ class EncodedPrompt(NamedTuple):
 
     `input_ids` holds the special tokens; `phrases` are the caller's own strings, by phrase number; `caption` is
     the caller's sentence, or None for a list of labels; `char_spans` gives for each token of a caption where it
-    stands in that sentence (`[start, end)`), `(0, 0)` for tokens that were added.
+    stands in that sentence (`[start, end)`), `(0, 0)` for tokens of no phrase: delimiters, and those that were added.
     """
 
     input_ids: tuple[int, ...]
@@ -191,11 +191,12 @@ def encode_caption(caption: str, tokenizer: PreTrainedTokenizerBase) -> EncodedP
             phrases.append(caption[start:end])
             start = -1
     ids = (cls_id, *(t for t, _ in tokens), sep_id)
-    return EncodedPrompt(ids, tuple(phrases), caption, ((0, 0), *(span for _, span in tokens), (0, 0)))
+    char_spans = [(0, 0) if token in specials else span for token, span in tokens]
+    return EncodedPrompt(ids, tuple(phrases), caption, ((0, 0), *char_spans, (0, 0)))
 
 
 def span_token_mask(prompt: EncodedPrompt, spans: Iterable[Span]) -> Tensor:
-    """Which tokens of a caption the character spans cover, `(T,)` bool.
+    """Which tokens of the phrases of a caption the character spans cover, `(T,)` bool; delimiters are left out.
 
     Args:
         prompt: an encoded caption.

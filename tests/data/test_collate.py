@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from PIL import ExifTags, Image
 
@@ -11,6 +12,7 @@ from hf_grounding_dino.data.tokenizer import build_tokenizer
 from hf_grounding_dino.image_processing_grounding_dino import GroundingDinoImageProcessor
 from hf_grounding_dino.processing_grounding_dino import GroundingDinoProcessor
 from hf_grounding_dino.prompts import phrase_numbers, special_token_ids
+from hf_grounding_dino.targets import prepare_targets
 
 
 def make_processor() -> GroundingDinoProcessor:
@@ -63,6 +65,19 @@ def test_every_label_points_at_its_own_words() -> None:
                 tokens = ids[label["token_mask"][box]]
                 expected = " ".join(item["text"][start:end] for start, end in item["spans"][box])
             assert processor.tokenizer.decode(tokens) == expected
+
+
+@pytest.mark.parametrize("caption", ["a red no. 5 circle", "the red circle on the left.", "what? a circle. red ."])
+def test_a_phrase_may_hold_delimiters(caption: str) -> None:
+    """The whole sentence names a box, as in referring expressions: all its words do, none of its dots."""
+    processor = make_processor()
+    spans = [[(0, len(caption))]]
+    item = {"image": Image.new("RGB", (100, 50)), "text": caption, "boxes": [[0, 0, 50, 50]], "spans": spans}
+    batch = GroundingCollator(processor)([item])
+    numbers = phrase_numbers(batch["input_ids"], special_token_ids(processor.tokenizer))
+    assert torch.equal(batch["labels"][0]["token_mask"], numbers >= 0)
+    (target,) = prepare_targets(batch["labels"], numbers)
+    assert torch.equal(target.tokens_GT, numbers >= 0)
 
 
 def test_pictures_that_have_their_size_keep_it() -> None:

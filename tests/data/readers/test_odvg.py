@@ -217,26 +217,28 @@ class TestFindings:
         path = write(
             folder,
             ground(
-                "a cat",
+                "a cat . \u200b\u0301",
                 region([1, 1, 9, 9], [2, 5]),
                 region([1, 1, 9, 9], [2, 5]),  # duplicate box
                 region([1, 1, 9, 9], [0, 5]),
-                region([2, 2, 9, 9], [2, 6]),  # span past the end
+                region([2, 2, 9, 9], [2, 11]),  # span past the end
                 region([2, 2, 9, 9], [3, 3]),  # empty phrase
                 region([2, 2, 9, 9], [1, 2]),  # empty phrase: a blank
+                region([4, 4, 9, 9], [6, 7]),  # empty phrase: a delimiter
+                region([5, 5, 9, 9], [8, 10]),  # empty phrase: what no tokenizer sees
                 region([2, 2, 9, 9], ["a", 2]),  # malformed entry
                 region([2, 2, 9, 9], phrase="dog"),  # no phrase
-                region([[3, 3, 9, 9], [5, 5, 5, 9]], [2, 5]),  # empty box, the tenth of the line
+                region([[3, 3, 9, 9], [5, 5, 5, 9]], [2, 5]),  # empty box, the twelfth of the line
             ),
             ground(" ", region([1, 1, 9, 9], [2, 5])),  # malformed entry
         )
         records = read(path)
         assert Counter(kinds(records)) == {
-            "duplicate box": 1, "span past the end": 1, "empty phrase": 2, "malformed entry": 2, "no phrase": 1,
+            "duplicate box": 1, "span past the end": 1, "empty phrase": 4, "malformed entry": 2, "no phrase": 1,
             "empty box": 1,
         }  # fmt: skip
         assert records[0].spans == (((2, 5),), ((0, 5),), ((2, 5),))
-        assert records.findings[-1].what.startswith("box 10 [5, 5, 5, 9] ")
+        assert records.findings[-1].what.startswith("box 12 [5, 5, 5, 9] ")
         where = {finding.kind: finding.where for finding in records.findings}
         assert where["span past the end"] == f"{path}, line 1, region 4"
 

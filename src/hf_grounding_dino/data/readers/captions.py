@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import Final, NamedTuple
 
+from ...prompts import PHRASE_DELIMITERS
 from .common import FindingLog
 
 _CUT: Final = 60
@@ -45,7 +47,7 @@ def checked_spans(raw: object, caption: Caption, where: str, log: FindingLog) ->
             log.add("span past the end", where, text)
             return None
         start, end = max(start - caption.shift, 0), min(end - caption.shift, len(caption.text))
-        if caption.text[max(start, 0) : max(end, 0)].strip() == "":
+        if not _has_word(caption.text[max(start, 0) : max(end, 0)]):
             log.add("empty phrase", where, f"span {start} to {end} holds no word; its boxes are dropped")
             return None
         spans.append((start, end))
@@ -53,6 +55,11 @@ def checked_spans(raw: object, caption: Caption, where: str, log: FindingLog) ->
         log.add("empty phrase", where, "no span says which words name it; its boxes are dropped")
         return None
     return tuple(sorted(set(spans)))
+
+
+def _has_word(text: str) -> bool:
+    """Whether a tokenizer finds something in it that is no delimiter: blanks, controls and lone accents are dropped."""
+    return any(not c.isspace() and c not in PHRASE_DELIMITERS and unicodedata.category(c)[0] not in "CM" for c in text)
 
 
 def phrase_spans(raw: object, caption: Caption, where: str, log: FindingLog) -> tuple[tuple[int, int], ...] | None:
