@@ -12,6 +12,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 import tiny
+from hf_grounding_dino.configuration_grounding_dino import LossWeights
+from hf_grounding_dino.matcher import match
+from hf_grounding_dino.targets import prepare_targets
 from loops import Box, giou, l1, phrase_tokens, token_sum
 
 families = pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -89,6 +92,21 @@ def total(loss_dict: dict[str, Tensor], weights: tuple[float, float, float]) -> 
 
 
 # --- law 11 ------------------------------------------------------------------------------------------------------
+
+
+def test_autocast_changes_nothing() -> None:
+    """Matching too is in float32 (law 8): in half precision two costs of one label would often be equal."""
+    generator = torch.Generator().manual_seed(0)
+    logits, boxes = torch.randn(2, 300, 64, generator=generator), 0.2 + 0.2 * torch.rand(2, 300, 4, generator=generator)
+    numbers = torch.arange(64)[None] // 4
+    label = {"boxes": 0.2 + 0.2 * torch.rand(40, 4, generator=generator), "class_labels": torch.arange(40) % 16}
+    (targets,) = prepare_targets([label], numbers)
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found.append(match(logits, boxes, targets, LossWeights(1, 0, 0, 1, 1, 1), 0.25))
+    for (queries, objects), (same_queries, same_objects) in zip(*found, strict=True):
+        assert torch.equal(queries, same_queries) and torch.equal(objects, same_objects)
 
 
 @families

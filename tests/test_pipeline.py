@@ -112,6 +112,15 @@ def test_one_picture_of_any_kind(pipe: Any, found: Any, kind: str) -> None:
     assert same(listed, found)
 
 
+def test_a_limit_of_time_changes_no_picture(pipe: Any, image: Image.Image, tmp_path: Path) -> None:
+    """A picture of 16 bits is read as such, with `timeout` as without."""
+    Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    asked = {"candidate_labels": LABELS, "threshold": 0.01}
+    expected = pipe(str(tmp_path / "deep.png"), **asked)
+    assert expected
+    assert pipe(str(tmp_path / "deep.png"), timeout=5, **asked) == expected
+
+
 def test_floating_point_in_0_to_1_finds_the_same(pipe: Any, image: Image.Image, found: Any) -> None:
     """Resized without rounding to bytes, so that scores differ a little."""
     got = pipe(np.array(image) / 255, candidate_labels=LABELS, threshold=0.3)

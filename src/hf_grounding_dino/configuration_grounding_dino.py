@@ -18,6 +18,8 @@ POSITIVE_OPTIONS = (
     "num_queries",
     "num_feature_levels",
     "decoder_layers",
+    "encoder_ffn_dim",
+    "decoder_ffn_dim",
     "encoder_attention_heads",
     "decoder_attention_heads",
     "encoder_n_points",
@@ -31,6 +33,16 @@ RATE_OPTIONS = (
     "text_enhancer_dropout",
     "fusion_droppath",
     "fusion_dropout",
+)
+ABOVE_0_OPTIONS = ("positional_embedding_temperature", "layer_norm_eps")
+NOT_NEGATIVE_OPTIONS = (
+    "encoder_layers",
+    "class_cost",
+    "bbox_cost",
+    "giou_cost",
+    "class_loss_coefficient",
+    "bbox_loss_coefficient",
+    "giou_loss_coefficient",
 )
 
 
@@ -93,8 +105,18 @@ class _GroundingDinoOptions:
     def _impossible_numbers(self: Any) -> list[tuple[bool, str]]:
         positive = [(getattr(self, name) < 1, f"`{name}` must be at least 1.") for name in POSITIVE_OPTIONS]
         rates = [(not 0 <= getattr(self, name) < 1, f"`{name}` must be in [0, 1).") for name in RATE_OPTIONS]
+        above_0 = [(not getattr(self, name) > 0, f"`{name}` must be above 0.") for name in ABOVE_0_OPTIONS]
+        from_0 = [(not getattr(self, name) >= 0, f"`{name}` must not be negative.") for name in NOT_NEGATIVE_OPTIONS]
+        alpha = (not 0 <= self.focal_alpha <= 1, "`focal_alpha` must be in [0, 1].")
         known = self.activation_function in ACT2FN
-        return [*positive, *rates, (not known, f"`activation_function` {self.activation_function!r} is unknown.")]
+        return [
+            *positive,
+            *rates,
+            *above_0,
+            *from_0,
+            alpha,
+            (not known, f"`activation_function` {self.activation_function!r} is unknown."),
+        ]
 
     def _impossible_widths(self: Any) -> list[tuple[bool, str]]:
         encoder, decoder = self.encoder_attention_heads, self.decoder_attention_heads

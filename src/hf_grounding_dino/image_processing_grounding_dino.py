@@ -54,7 +54,11 @@ _DECODING_ERRORS = (
 
 
 def read_images(
-    images: Any, input_data_format: str | ChannelDimension | None = None, *, first: int = 0
+    images: Any,
+    input_data_format: str | ChannelDimension | None = None,
+    *,
+    first: int = 0,
+    timeout: float | None = None,
 ) -> list[Tensor]:
     """Read pictures of any supported kind as RGB tensors `(3, height, width)`.
 
@@ -67,6 +71,7 @@ def read_images(
             with one dimension more), a path, a URL, an open file, the bytes of one, or a list of any of these.
         input_data_format: where the channels of arrays and tensors stand; guessed from the shape by default.
         first: the number of the first picture, for messages.
+        timeout: how long a URL may keep silent, in seconds; 30 by default.
 
     Raises:
         ValueError: a picture cannot be read; the message has its position in the list and, where known, its name.
@@ -74,7 +79,7 @@ def read_images(
     pictures = []
     for i, image in enumerate(flat_images(images), first):
         try:
-            pictures.append(_read_image(image, input_data_format))
+            pictures.append(_read_image(image, input_data_format, timeout or _URL_TIMEOUT_SECONDS))
         except _DECODING_ERRORS as error:
             raise ValueError(f"Image {i}{_name(image)} cannot be read: {error}") from error
     return pictures
@@ -101,9 +106,9 @@ def _name(image: Any) -> str:
     return f" ({text if len(text) <= 200 else text[:60] + '...'})" if text else ""
 
 
-def _read_image(image: Any, input_data_format: str | ChannelDimension | None) -> Tensor:
+def _read_image(image: Any, input_data_format: str | ChannelDimension | None, timeout: float) -> Tensor:
     if isinstance(image, (str, Path, bytes, IOBase)):
-        with _open(image) as opened:
+        with _open(image, timeout) as opened:
             return _from_pil(upright(opened))
     if isinstance(image, Image.Image):
         return _from_pil(image)
@@ -112,12 +117,12 @@ def _read_image(image: Any, input_data_format: str | ChannelDimension | None) ->
     raise ValueError(f"{type(image).__name__} is not an image, an array, a tensor, a path or a URL.")
 
 
-def _open(source: str | Path | bytes | IOBase) -> Image.Image:
+def _open(source: str | Path | bytes | IOBase, timeout: float) -> Image.Image:
     if isinstance(source, (bytes, IOBase)):
         return Image.open(BytesIO(source) if isinstance(source, bytes) else cast(IO[bytes], source))
     if isinstance(source, str) and source.startswith(("http://", "https://", "data:")):
         request = urllib.request.Request(source, headers={"User-Agent": "hf-grounding-dino"})
-        with urllib.request.urlopen(request, timeout=_URL_TIMEOUT_SECONDS) as response:
+        with urllib.request.urlopen(request, timeout=timeout) as response:
             return Image.open(BytesIO(response.read()))
     if os.path.exists(source):
         return Image.open(source)

@@ -111,6 +111,11 @@ def _status(device_type: str) -> KernelStatus:
     return _decided[device_type]
 
 
+def _capabilities() -> list[tuple[int, int]]:
+    """Of all devices, each once: the decision is one for them all."""
+    return sorted({torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())})
+
+
 def _decide(device_type: str) -> KernelStatus:
     mode = os.environ.get(MODE_VARIABLE, "auto")
     if mode not in MODES:
@@ -124,7 +129,7 @@ def _decide(device_type: str) -> KernelStatus:
     try:
         if not SOURCES.is_dir():  # remote code, of which transformers copies Python alone
             raise RuntimeError("this copy of the code has no kernel; `pip install hf-grounding-dino` brings it")
-        recipe = cpu_recipe() if device_type == "cpu" else cuda_recipe([torch.cuda.get_device_capability()])
+        recipe = cpu_recipe() if device_type == "cpu" else cuda_recipe(_capabilities())
         return KernelStatus("kernel", _load(recipe))
     except Exception as error:  # whatever a tool chain may raise, the plain definition still serves
         if mode == "required":

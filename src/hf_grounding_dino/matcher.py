@@ -35,11 +35,12 @@ def match(
         For each set, query indices and box indices; fewer than G pairs where there are fewer queries than boxes.
     """
     real_KQ = (logits_KQT > -torch.inf).any(-1)
-    cost_KQG = (
-        weights.match_class * _class_cost(logits_KQT.float(), targets.tokens_GT, alpha)
-        + weights.match_l1 * torch.cdist(boxes_KQ4, targets.boxes_G4.expand(len(boxes_KQ4), -1, -1), p=1)
-        + weights.match_giou * _giou_cost(boxes_KQ4, targets.boxes_G4)
-    )
+    with torch.autocast(logits_KQT.device.type, enabled=False):  # else the class cost is summed in half precision
+        cost_KQG = (
+            weights.match_class * _class_cost(logits_KQT.float(), targets.tokens_GT, alpha)
+            + weights.match_l1 * torch.cdist(boxes_KQ4, targets.boxes_G4.expand(len(boxes_KQ4), -1, -1), p=1)
+            + weights.match_giou * _giou_cost(boxes_KQ4, targets.boxes_G4)
+        )
     cost_KQG = cost_KQG.nan_to_num(IMPOSSIBLE).masked_fill(real_KQ.logical_not()[..., None], IMPOSSIBLE)
     pairs = []
     for cost_QG, real_Q in zip(cost_KQG.cpu(), real_KQ.cpu(), strict=True):

@@ -13,7 +13,6 @@ import transformers
 from PIL import Image
 from torch import Tensor
 from transformers import ZeroShotObjectDetectionPipeline
-from transformers.image_utils import load_image
 
 from .configuration_grounding_dino import as_own_config
 from .image_processing_grounding_dino import read_images, upright
@@ -142,11 +141,9 @@ class GroundingDinoPipeline(ZeroShotObjectDetectionPipeline):
             labels = [label.strip() for label in labels.split(",")]
         if labels is None or not len(labels):
             raise ValueError("No labels: give candidate_labels.")
-        if timeout is not None and isinstance(image, str):
-            image = load_image(image, timeout=timeout)
         if isinstance(image, Image.Image):
             image = upright(image)
-        (pixels,) = read_images([image], first=number)
+        (pixels,) = read_images([image], first=number, timeout=timeout)
         return {"image": pixels, "labels": label_list(labels)}
 
     def _forward(  # type: ignore[override]

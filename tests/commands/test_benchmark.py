@@ -93,6 +93,9 @@ def test_a_case_that_fails_costs_its_own_row(
     assert "not measured: RuntimeError: no kernel image second line" in printed
     assert "## Over the size of the picture" in printed
     assert len(json.loads((tmp_path / "benchmark.json").read_text())["rows"]) == 1 + 2
+    assert benchmark(tmp_path, "--cases", "train", "--dtypes", "float32", "--device", "cpu") == 1, (
+        "nothing was measured"
+    )
 
 
 @pytest.mark.parametrize(

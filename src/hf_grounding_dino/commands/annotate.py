@@ -58,9 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, required=True, metavar="FOLDER", help="where the annotations go; a run can be resumed"
     )
-    parser.add_argument(
-        "--format", default="coco", choices=FORMATS, help="of the annotations; FiftyOne imports coco, yolo and voc"
-    )
+    parser.add_argument("--format", default="coco", choices=FORMATS, help="of the annotations (%(default)s)")
     parser.add_argument(
         "--model", default=str(NANO), help="a folder, or the name of a repo on the Hub; by default the one that ships"
     )

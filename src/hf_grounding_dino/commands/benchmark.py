@@ -98,7 +98,7 @@ def _some_of(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, write and print; 0 where every row could be measured in full or says why not.
+    """Measure, write and print; 0 where something could be measured, 1 where nothing could. Rows say why not.
 
     Raises:
         UserError: there is no such model or device, or results cannot be written.
@@ -108,10 +108,10 @@ def run(arguments: argparse.Namespace) -> int:
     logging.disable(logging.WARNING)  # the compiler logs pages
     try:
         with quiet_libraries():
-            _measure(_bench(settings), arguments.output)
+            rows = _measure(_bench(settings), arguments.output)
     finally:
         logging.disable(logging.NOTSET)
-    return 0
+    return 0 if any(row.own_time.seconds for row in rows) else 1
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
@@ -133,7 +133,7 @@ def _bench(settings: Settings) -> Bench:
     return twin_bench(settings, detector.model, detector.processor)
 
 
-def _measure(bench: Bench, output: Path) -> None:
+def _measure(bench: Bench, output: Path) -> list[Row]:
     """Write after every row, so that an interrupted run leaves what it has measured."""
     from hf_grounding_dino.benchmark import report, runner
     from hf_grounding_dino.benchmark.plot import plot
@@ -154,3 +154,4 @@ def _measure(bench: Bench, output: Path) -> None:
     markdown = report.as_markdown(rows, about, None if drawing is None else "benchmark.png")
     write_file(output / "benchmark.md", markdown.encode())
     sys.stdout.write(markdown)
+    return rows

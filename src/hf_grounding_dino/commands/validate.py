@@ -50,7 +50,9 @@ class Report:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `validate`."""
-    parser.add_argument("--format", default="coco", help="coco, odvg, mdetr, yolo, voc or datasets (%(default)s)")
+    parser.add_argument(
+        "--format", default="coco", help="coco, odvg, mdetr, yolo, voc, datasets or shapes (%(default)s)"
+    )
     parser.add_argument("--annotations", required=True, metavar="PATH", help="file or folder of the annotations")
     parser.add_argument("--images", metavar="FOLDER", help="where names of pictures start (beside the annotations)")
     parser.add_argument(
