@@ -23,6 +23,7 @@ import transformers
 from PIL import Image
 
 import hf_grounding_dino
+from hf_grounding_dino import GroundingDinoPipeline
 from hf_grounding_dino.assets import DEMO_LABELS, DEMO_PICTURE
 from hf_grounding_dino.commands import PROGRAM, UserError
 from hf_grounding_dino.commands import detect as command
@@ -110,6 +111,18 @@ def test_a_file_gives_a_drawing_and_detections(model: Path, here: Path, capsys: 
     assert f"{scores[0]:5.3f}  {detections[0]['label']}" in printed.out
     assert "drawn: out/photo.png" in printed.out
     assert written() == ["photo.json", "photo.png"]
+
+
+@pytest.mark.parametrize("threshold", [0.0, Thresholds(0.2, {"cat 7": 0.0})], ids=["one", "calibrated"])
+def test_any_number_of_labels_as_in_the_pipeline(model: Path, here: Path, threshold: Any) -> None:
+    """192 labels, which no prompt of 256 tokens holds: the same detections, to the digit."""
+    labels = [f"cat {i}" for i in range(192)]
+    detector = load_detector(model, device="cpu")
+    path = picture(here / "a.png")
+    pipe = GroundingDinoPipeline(detector.model, detector.processor)
+    expected = pipe(str(path), candidate_labels=labels, threshold=threshold)
+    assert len(expected) > 15
+    assert detector.detect(path, labels=labels, threshold=threshold) == expected
 
 
 @pytest.mark.parametrize("family", FAMILIES)

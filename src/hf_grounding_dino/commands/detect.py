@@ -11,12 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tqdm import tqdm
 
 from hf_grounding_dino.assets import DEMO_LABELS, DEMO_PICTURE, NANO
-from hf_grounding_dino.drawing import Box, Detection, certainty, draw_detections
+from hf_grounding_dino.drawing import Detection, certainty, draw_detections
 
 from . import UserError, complain, quiet_libraries, usable_device
 from .pictures import find_pictures, make_folder, name_results, own_name, read_picture, write_file
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT_THRESHOLD = 0.25
 MOST_TOKENS = 8192
-"""Of one prompt: memory grows with the square of its length."""
+"""Of a caption: memory grows with the square of its length."""
 CALIBRATED = "calibrated"
 
 # --- the detector ------------------------------------------------------------------------------------------------
@@ -70,43 +70,44 @@ class Detector:
             ValueError: not exactly one of labels and caption, a label is empty or unknown, or the picture cannot be
                 read.
         """
-        import torch
-
         prompt = one_prompt(labels, caption)
         picture = read_picture(image)
+        if not isinstance(prompt, str):
+            return self._of_labels(picture, prompt, threshold)
         if not isinstance(threshold, float | int):
-            return self._detect_calibrated(picture, prompt, threshold)
-        inputs = self.processor(images=picture, text=prompt if isinstance(prompt, str) else [prompt])
-        inputs = inputs.to(self.model.device, self.model.dtype)
+            raise ValueError("Calibrated thresholds are for labels, not for a caption.")
+        return self._of_caption(picture, prompt, threshold)
+
+    def _of_labels(self, picture: Image.Image, labels: Sequence[str], threshold: float | Thresholds) -> list[Detection]:
+        """As the pipeline: however many there are."""
+        from hf_grounding_dino.post_processing import listed
+        from hf_grounding_dino.thresholds import Thresholds, above_thresholds, threshold_per_label
+        from hf_grounding_dino.vocabulary import detect
+
+        least = threshold_per_label(threshold, labels)
+        (found,) = detect(
+            self.model,
+            self.processor,
+            picture,
+            labels,
+            threshold=min(least),
+            top_k=None,
+            scoring="mean" if isinstance(threshold, Thresholds) else "max",
+        )
+        return cast(list[Detection], listed(above_thresholds(found, least)))
+
+    def _of_caption(self, picture: Image.Image, caption: str, threshold: float) -> list[Detection]:
+        import torch
+
+        from hf_grounding_dino.post_processing import listed
+
+        inputs = self.processor(images=picture, text=caption).to(self.model.device, self.model.dtype)
         with torch.inference_mode():
             outputs = self.model(**inputs)
         (found,) = self.processor.post_process_grounded_object_detection(
-            outputs,
-            inputs["input_ids"],
-            threshold=threshold,
-            target_sizes=[(picture.height, picture.width)],
-            text_labels=None if isinstance(prompt, str) else [prompt],
+            outputs, inputs["input_ids"], threshold=threshold, target_sizes=[(picture.height, picture.width)]
         )
-        return _detections(found)
-
-    def _detect_calibrated(self, picture: Image.Image, prompt: PromptText, thresholds: Thresholds) -> list[Detection]:
-        from hf_grounding_dino.thresholds import above_thresholds
-        from hf_grounding_dino.vocabulary import detect
-
-        if isinstance(prompt, str):
-            raise ValueError("Calibrated thresholds are for labels, not for a caption.")
-        (found,) = detect(self.model, self.processor, picture, prompt)
-        return _detections(above_thresholds(found, thresholds.of(prompt)))
-
-
-def _detections(found: dict[str, Any]) -> list[Detection]:
-    rows = zip(found["scores"].tolist(), found["text_labels"], found["boxes"].int().tolist(), strict=True)
-    detections = [Detection(score=score, label=label, box=_box(*corners)) for score, label, corners in rows]
-    return sorted(detections, key=certainty, reverse=True)
-
-
-def _box(xmin: int, ymin: int, xmax: int, ymax: int) -> Box:
-    return Box(xmin=xmin, ymin=ymin, xmax=xmax, ymax=ymax)
+        return sorted(cast(list[Detection], listed(found)), key=certainty, reverse=True)
 
 
 def one_prompt(labels: Sequence[str] | None, caption: str | None) -> PromptText:
@@ -352,14 +353,17 @@ def _requested_prompt(arguments: argparse.Namespace) -> PromptText:
 def _check_prompt(prompt: PromptText, detector: Detector) -> None:
     """Refuse what the tokenizer does not know, and what the model cannot hold, before any picture is read."""
     from hf_grounding_dino.prompts import encode_prompt, special_token_ids
+    from hf_grounding_dino.vocabulary import chunk_labels
 
     tokenizer = detector.processor.tokenizer
     try:
         ids = encode_prompt(prompt, tokenizer).input_ids
+        if not isinstance(prompt, str):
+            chunk_labels(prompt, tokenizer)
     except ValueError as error:
         raise UserError(error) from error
-    if len(ids) > MOST_TOKENS:
-        raise UserError(f"the prompt is too long: {len(ids)} tokens, and {MOST_TOKENS} is the most")
+    if isinstance(prompt, str) and len(ids) > MOST_TOKENS:
+        raise UserError(f"the caption is too long: {len(ids)} tokens, and {MOST_TOKENS} is the most")
     ends = [place for place, token in enumerate(ids) if token in special_token_ids(tokenizer)]
     longest = max(end - start for start, end in pairwise(ends))
     positions = detector.model.config.get_text_config().max_position_embeddings
