@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import runpy
+import shutil
 import socket
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import Owlv2Config
 
 import hf_grounding_dino
 from hf_grounding_dino.assets import NANO
@@ -64,6 +66,25 @@ def test_a_space_is_written(
     assert end.value.code == 0
     assert capsys.readouterr().out == f"{folder}\n"
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "app.py", "requirements.txt"]
+
+
+@pytest.mark.parametrize("argv", [[], ["--export-space", "space"]])
+def test_a_model_that_detect_refuses(
+    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of another family, or with half of its weights: no page is served, and no Space written that could not start."""
+    monkeypatch.chdir(tmp_path)
+    Owlv2Config().save_pretrained("owl")
+    shutil.copytree(NANO, "half")
+    whole = Path("half/model.safetensors").read_bytes()
+    Path("half/model.safetensors").write_bytes(whole[: len(whole) // 2])
+    for model, said in (
+        ("owl", "the model owl cannot be loaded: This is a model of type 'owlv2', not one of ['grounding-dino',"),
+        ("half", "the weights of the model half are not whole"),
+    ):
+        assert main(["app", "--model", model, *argv]) == 2
+        assert one_line(capsys).startswith(said)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["half", "owl"]
 
 
 def test_without_gradio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

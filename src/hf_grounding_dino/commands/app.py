@@ -68,6 +68,8 @@ def _serve(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from hf_grounding_dino.page.space import export_space
 
+    if Path(arguments.model).is_dir():
+        load_detector(arguments.model, "cpu", arguments.dtype)  # what is refused here would end the Space at its start
     try:
         export_space(arguments.export_space, arguments.model, arguments.dtype, _note(arguments.model))
     except ValueError as error:
