@@ -19,6 +19,7 @@ from hf_grounding_dino.commands import PROGRAM
 from hf_grounding_dino.commands.main import main
 from hf_grounding_dino.page import web
 
+FILES = ["README.md", "app.py", "hf_grounding_dino", "requirements.txt"]
 SCRIPTS = Path(hf_grounding_dino.__file__).parents[2] / "scripts"
 
 
@@ -65,7 +66,7 @@ def test_a_space_is_written(
         runpy.run_path(str(SCRIPTS / "app.py"), run_name="__main__")
     assert end.value.code == 0
     assert capsys.readouterr().out == f"{folder}\n"
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "app.py", "requirements.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == FILES
 
 
 @pytest.mark.parametrize("argv", [[], ["--export-space", "space"]])

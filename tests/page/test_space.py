@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import re
 import runpy
-from importlib.metadata import version
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from urllib.request import urlopen
 
 import gradio
 import pytest
+from gradio_client import Client, handle_file
 from huggingface_hub import SpaceCard
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import hf_grounding_dino
-from hf_grounding_dino.assets import NANO
+from hf_grounding_dino.assets import DEMO_PICTURE, NANO
 from hf_grounding_dino.page.space import export_space
 from tiny import tiny_model
 
@@ -23,7 +35,9 @@ KNOWN = {
     *("title", "emoji", "colorFrom", "colorTo", "sdk", "sdk_version", "python_version", "app_file", "license"),
     *("short_description", "models", "tags", "pinned"),
 }
-SOURCE = Path(hf_grounding_dino.__file__).parents[1]
+PACKAGE = Path(hf_grounding_dino.__file__).parent
+SOURCE = PACKAGE.parent
+FILES = ["README.md", "app.py", "hf_grounding_dino", "requirements.txt"]
 
 
 def check_settings(folder: Path) -> dict[str, object]:
@@ -54,13 +68,74 @@ def test_with_the_model_that_ships(tmp_path: Path) -> None:
     folder = tmp_path / "space"
     folder.mkdir()
     export_space(folder)
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "app.py", "requirements.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == FILES
     assert "models" not in check_settings(folder)
-    requirement = Requirement((folder / "requirements.txt").read_text().strip())
-    assert requirement.name == "hf-grounding-dino" and requirement.extras == {"app"}
-    assert requirement.specifier.contains(hf_grounding_dino.__version__, prereleases=True)
     assert str(SOURCE) not in (folder / "app.py").read_text()
     assert import_app(folder) == "Grounding DINO"
+
+
+def test_nothing_but_what_package_indexes_have_is_needed(tmp_path: Path) -> None:
+    """What this package needs for the page, line by line, and not this package: its code lies beside app.py."""
+    export_space(tmp_path / "space")
+    lines = (tmp_path / "space" / "requirements.txt").read_text().splitlines()
+    project = tomllib.loads((SOURCE.parent / "pyproject.toml").read_text())["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["app"]]
+    assert [needs(line) for line in sorted(lines)] == [needs(line) for line in sorted(needed)]
+    code = tmp_path / "space" / "hf_grounding_dino"
+    shipped = {path.relative_to(code) for path in code.rglob("*") if path.is_file()}
+    own = {path.relative_to(PACKAGE) for path in PACKAGE.rglob("*") if path.is_file()}
+    assert shipped == {path for path in own if path.suffix != ".pyc"} | {Path("LICENSE")}
+    assert "Apache License" in (code / "LICENSE").read_text()
+
+
+def needs(line: str) -> tuple[str, SpecifierSet]:
+    requirement = Requirement(line)
+    assert requirement.marker is None and not requirement.extras and requirement.url is None
+    return canonicalize_name(requirement.name), requirement.specifier
+
+
+def test_without_the_package_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("hf_grounding_dino.page.space.distribution", none)
+    with pytest.raises(ValueError, match="hf-grounding-dino is not installed"):
+        export_space(tmp_path / "space")
+    assert not list(tmp_path.iterdir())
+
+
+def test_it_starts_and_answers_where_this_package_is_not(tmp_path: Path) -> None:
+    """As on the Hub: `python app.py` in the folder, where Python finds no other copy of the package."""
+    export_space(tmp_path / "space")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"GRADIO_SERVER_PORT": str(port), "HF_HUB_OFFLINE": "1"}
+    run = [sys.executable, "-c", ALONE]
+    with subprocess.Popen(run, cwd=tmp_path / "space", env=environment, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            while True:
+                assert server.poll() is None, server.stderr and server.stderr.read()
+                with contextlib.suppress(OSError), urlopen(f"http://127.0.0.1:{port}/config", timeout=60):
+                    break
+                time.sleep(0.2)
+            visitor = Client(f"http://127.0.0.1:{port}", verbose=False, analytics_enabled=False)
+            assert visitor.predict(handle_file(str(DEMO_PICTURE)), "Labels", "red square", api_name="/find") == ""
+            found = visitor.predict(0.25, api_name="/threshold")
+        finally:
+            server.terminate()
+    assert [box["label"] for box in json.loads(found[4])] == ["red square"]
+
+
+ALONE = """
+import runpy, sys
+from pathlib import Path
+sys.path[:] = [str(Path.cwd()), *(place for place in sys.path[1:] if not Path(place, "hf_grounding_dino").is_dir())]
+import hf_grounding_dino
+assert Path(hf_grounding_dino.__file__).is_relative_to(Path.cwd())
+runpy.run_path("app.py", run_name="__main__")
+"""
 
 
 def test_with_a_model_of_the_hub(tmp_path: Path) -> None:

@@ -1,10 +1,14 @@
-"""The page as a Space of the Hub: a folder that is uploaded as it is."""
+"""The page as a Space of the Hub: a folder that is uploaded as it is.
+
+The code of this package lies in it, beside app.py: a Space installs its requirements before it has any other of its
+files, so that they can name neither a wheel nor a folder of it, and this package is on no index.
+"""
 
 from __future__ import annotations
 
 import re
 import shutil
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 from huggingface_hub import SpaceCardData
@@ -17,6 +21,8 @@ from .web import TITLE
 SHORT_DESCRIPTION = "Find in a picture what words name"
 _MODEL_FILES = (".json", ".safetensors", ".txt")
 _MODEL_FOLDER = "model"
+_PACKAGE = Path(__file__).parents[1]
+_PROJECT = "hf-grounding-dino"
 _REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 _APP = '''"""The page of hf-grounding-dino."""
@@ -36,7 +42,7 @@ _README = """---
 
 # {title}
 
-{description}, with [hf-grounding-dino](https://pypi.org/project/hf-grounding-dino/).
+{description}, with hf-grounding-dino {version}, whose code lies in `{package}`.
 Drop a picture, write labels or a sentence, move the threshold.
 
 To publish this folder: `hf upload OWNER/NAME . . --repo-type space`
@@ -44,9 +50,10 @@ To publish this folder: `hf upload OWNER/NAME . . --repo-type space`
 
 
 def export_space(folder: Path, model: str = str(NANO), dtype: str = "float32", note: str = "") -> None:
-    """Write the files of a Space: README.md with its settings, app.py, requirements.txt, and the model's if it is here.
+    """Write the files of a Space.
 
-    All of them are there in the end, or none.
+    README.md with its settings, app.py, the code of this package, requirements.txt with what that needs, and the
+    model's files if it is here. All of them are there in the end, or none.
 
     Args:
         folder: one that is empty, or that there is not yet.
@@ -55,17 +62,32 @@ def export_space(folder: Path, model: str = str(NANO), dtype: str = "float32", n
         note: the line about the model on the page.
 
     Raises:
-        ValueError: the folder holds something, or there is no such model.
+        ValueError: the folder holds something, there is no such model, or this package is not installed.
         OSError: it cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not an empty folder: a Space is written into a new one")
     source = _model_folder(model)
+    needed, licence = _requirements()
     with whole_folder(folder) as unfinished:
+        code = shutil.copytree(_PACKAGE, unfinished / _PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        (code / "LICENSE").write_text(licence, encoding="utf-8")
         if source is not None:
             shutil.copytree(source, unfinished / _MODEL_FOLDER, ignore=_all_but_model_files)
+        (unfinished / "requirements.txt").write_text("".join(f"{line}\n" for line in needed), encoding="utf-8")
         for name, text in _files(model, source is not None, dtype, note).items():
             (unfinished / name).write_text(text, encoding="utf-8")
+
+
+def _requirements() -> tuple[list[str], str]:
+    """What this package needs for the page, as requirements.txt has it, and its licence."""
+    try:
+        installed = distribution(_PROJECT)
+    except PackageNotFoundError as error:
+        raise ValueError(f"{_PROJECT} is not installed, so that what it needs is not known: install it") from error
+    listed = [line.partition(";") for line in installed.requires or ()]
+    needed = [name.strip() for name, _, marker in listed if not marker or re.search(r"extra == .app\W", marker)]
+    return needed, installed.read_text("licenses/LICENSE") or installed.read_text("LICENSE") or ""
 
 
 def _model_folder(model: str) -> Path | None:
@@ -108,7 +130,12 @@ def _files(model: str, copied: bool, dtype: str, note: str) -> dict[str, str]:
     elif copied:
         imports, place = "\nfrom pathlib import Path\n", f'Path(__file__).parent / "{_MODEL_FOLDER}"'
     return {
-        "README.md": _README.format(card=card.to_yaml().strip(), title=TITLE, description=SHORT_DESCRIPTION),
+        "README.md": _README.format(
+            card=card.to_yaml().strip(),
+            title=TITLE,
+            description=SHORT_DESCRIPTION,
+            version=__version__,
+            package=_PACKAGE.name,
+        ),
         "app.py": _APP.format(imports=imports, model=place, dtype=dtype, note=note),
-        "requirements.txt": f"hf-grounding-dino[app]>={__version__}\n",
     }
