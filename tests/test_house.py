@@ -17,6 +17,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # A file is a stage of the data's way; it imports from the ones above it alone.
 STAGES = [
     "whole_files",
+    "hub_or_cache",
     "configuration_grounding_dino",
     "outputs",
     "boxes",

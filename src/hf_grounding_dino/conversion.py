@@ -36,6 +36,7 @@ from .foreign_checkpoint import (
     read_checkpoint,
     recognise,
 )
+from .hub_or_cache import hub_or_cache
 from .image_processing_grounding_dino import GroundingDinoImageProcessor
 from .label_table import TABLE_FILE, TABLE_KEY
 from .modeling_grounding_dino import GroundingDinoForObjectDetection
@@ -212,7 +213,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         ConversionError: it cannot be had.
     """
     try:
-        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
+        with hub_or_cache(name):
+            loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         first = str(error).strip().split("\n")[0]
         raise ConversionError(f"The tokenizer {name} cannot be had: {first}") from error

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from huggingface_hub import constants, hf_api
+from huggingface_hub import constants
 from PIL import Image
 
 from evaluation.roots import coco
+from fake_hub import GATED, NOWHERE, hub_at, hub_that_refuses, refuse_to_wait
 from hf_grounding_dino.assets import NANO
 from hf_grounding_dino.commands import PROGRAM
 from hf_grounding_dino.commands.main import COMMANDS, main
-from tiny import STOCK_IS_SOUND
 from training.published_run import write_run
 from training.runs import write_model, write_recipe
 
@@ -95,49 +92,6 @@ NOT_MODELS = {
     "validate": ["validate", "--format", "datasets", "--annotations", "x/y"],
     "train": [*RECIPE, "output_dir=out", "--set", "train=[{format: datasets, annotations: x/y}]"],
 }
-GATED = "Access to model x/y is restricted."
-
-
-class _Refusing(BaseHTTPRequestHandler):
-    """Answers everything as the Hub answers for a repo that may not be read."""
-
-    def __init__(self, *request: Any, status: int, code: str | None) -> None:
-        self.status, self.code = status, code
-        super().__init__(*request)
-
-    def do_GET(self) -> None:
-        self.send_response(self.status)
-        for name, value in (("X-Error-Code", self.code), ("X-Error-Message", GATED), ("Content-Length", "0")):
-            if value is not None:
-                self.send_header(name, value)
-        self.end_headers()
-
-    do_HEAD = do_GET
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""
-
-
-@contextmanager
-def hub_that_refuses(monkeypatch: pytest.MonkeyPatch, status: int, code: str | None) -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Refusing, status=status, code=code)) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        endpoint = f"http://127.0.0.1:{server.server_address[1]}"
-        hub_at(monkeypatch, endpoint)
-        yield endpoint
-        server.shutdown()
-        thread.join()
-
-
-def hub_at(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(hf_api.api, "endpoint", endpoint)
-    monkeypatch.setattr("datasets.config.HF_ENDPOINT", endpoint)
-
 
 REFUSALS = [
     (401, "GatedRepo", "x/y is gated: accept its terms at {hub}/x/y, and log in with `hf auth login`"),
@@ -179,19 +133,18 @@ def test_a_data_set_that_the_hub_does_not_give(
         assert complaint(capsys, argv).startswith("x/y: cannot be loaded (Dataset 'x/y' doesn't exist on the Hub")
 
 
-@pytest.mark.skipif(not STOCK_IS_SOUND, reason="transformers 5.17 closes the client of the Hub between its tries")
 @pytest.mark.parametrize(("command", "offline"), [*((door, False) for door in DOORS), ("detect", True)])
 def test_no_network(
     command: str, offline: bool, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The client tries again and again, with pauses, which are left out here."""
-    hub_at(monkeypatch, "http://127.0.0.1:9")
-    monkeypatch.setattr("time.sleep", lambda _: None)
+    """Told at once: the client of the Hub would try again and again, with pauses."""
+    hub_at(monkeypatch, NOWHERE)
+    refuse_to_wait(monkeypatch)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     said = complaint(capsys, ASKING_THE_HUB[command])
     end = "couldn't find them in the cached files. (HF_HUB_OFFLINE is "
     end += "set)" if offline else "not set: set to 1, it goes without the network)"
-    assert "x/y" in said and "couldn't connect to 'http://127.0.0.1:9'" in said and said.endswith(end)
+    assert "x/y" in said and f"couldn't connect to '{NOWHERE}'" in said and said.endswith(end)
     assert not [path for path in here.rglob("out/**/*") if path.is_file()]
 
 

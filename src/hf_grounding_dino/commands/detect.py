@@ -136,6 +136,7 @@ def load_detector(model: str | Path = NANO, device: str = "auto", dtype: str = "
     import torch
     from safetensors import SafetensorError
 
+    from hf_grounding_dino.hub_or_cache import hub_or_cache
     from hf_grounding_dino.processing_grounding_dino import GroundingDinoProcessor
     from hf_grounding_dino.prompts import special_token_ids
 
@@ -143,8 +144,9 @@ def load_detector(model: str | Path = NANO, device: str = "auto", dtype: str = "
     if not Path(model).is_dir() and (Path(model).is_absolute() or str(model).startswith((".", "~"))):
         raise UserError(f"no such model: {model}")
     try:
-        network = _load_network(str(model), getattr(torch, dtype))
-        processor = GroundingDinoProcessor.from_pretrained(str(model))
+        with hub_or_cache(str(model)):
+            network = _load_network(str(model), getattr(torch, dtype))
+            processor = GroundingDinoProcessor.from_pretrained(str(model))
     except UserError:
         raise
     except SafetensorError as error:
@@ -332,10 +334,12 @@ def calibrated_thresholds(model: str) -> Thresholds:
     Raises:
         UserError: there is nothing, or it cannot be read.
     """
+    from hf_grounding_dino.hub_or_cache import hub_or_cache
     from hf_grounding_dino.thresholds import Thresholds
 
     try:
-        return Thresholds.from_pretrained(model)
+        with hub_or_cache(model):
+            return Thresholds.from_pretrained(model)
     except (FileNotFoundError, ValueError) as error:
         raise UserError(error) from error
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..assets import NANO
+from ..hub_or_cache import hub_or_cache
 from ..modeling_grounding_dino import GroundingDinoForObjectDetection
 from ..processing_grounding_dino import GroundingDinoProcessor
 from .adapters import merge_lora
@@ -37,10 +38,11 @@ def load_start(model: str) -> Start:
     """
     name = str(NANO) if model == "nano" else model
     try:
-        return Start(
-            GroundingDinoForObjectDetection.from_pretrained(name, dtype=torch.float32),
-            GroundingDinoProcessor.from_pretrained(name),
-        )
+        with hub_or_cache(name):
+            return Start(
+                GroundingDinoForObjectDetection.from_pretrained(name, dtype=torch.float32),
+                GroundingDinoProcessor.from_pretrained(name),
+            )
     except (OSError, ValueError) as error:
         raise OptionError(f"model {model}: {' '.join(str(error).split())}") from error
 
