@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -27,10 +28,6 @@ from hf_grounding_dino.exporting import (
     write_program,
 )
 from tiny import noise_image, one, tiny_model
-
-onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxscript")
-pytest.importorskip("onnxruntime")
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +80,6 @@ def test_the_file_is_plain_and_says_what_it_takes(file: Path) -> None:
 
 
 def test_openvino_equals_the_model(model: Any, file: Path, tmp_path: Path) -> None:
-    pytest.importorskip("openvino")
     path = tmp_path / "model.xml"
     write_openvino(file, path)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model.bin", "model.xml"]

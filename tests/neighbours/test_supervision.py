@@ -6,13 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pytest
+import supervision
 import torch
 
 from hf_grounding_dino import GroundingDinoImageProcessor, GroundingDinoProcessor
 from hf_grounding_dino.data.tokenizer import build_tokenizer
 
-supervision = pytest.importorskip("supervision")
 PROCESSOR = GroundingDinoProcessor(GroundingDinoImageProcessor(), build_tokenizer(["cat", "remote", "control"]))
 LABELS = ["Cat", "remote control"]
 

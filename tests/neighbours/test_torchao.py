@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 from PIL import Image
 from torch import nn
+from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
 from hf_grounding_dino import GroundingDinoForObjectDetection, GroundingDinoPipeline, GroundingDinoProcessor
 from hf_grounding_dino.assets import DEMO_LABELS, DEMO_PICTURE, NANO
-
-quantization = pytest.importorskip("torchao.quantization")
 
 
 def found(model: Any) -> dict[str, Any]:
@@ -25,8 +23,8 @@ def test_int8_weights_find_the_same() -> None:
     """All linear layers but the box heads: each shape of the picture, scores within 0.02, sides within 2 pixels."""
     model = GroundingDinoForObjectDetection.from_pretrained(NANO).eval()
     expected = found(model)
-    config = quantization.Int8WeightOnlyConfig()
-    quantization.quantize_(model, config, filter_fn=lambda m, name: isinstance(m, nn.Linear) and "embed" not in name)
+    config = Int8WeightOnlyConfig()
+    quantize_(model, config, filter_fn=lambda m, name: isinstance(m, nn.Linear) and "embed" not in name)
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     assert sum(type(module.weight) is not nn.Parameter for module in linear) > 100
     for label, result in found(model).items():

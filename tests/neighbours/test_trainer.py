@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from transformers import Trainer, TrainingArguments
@@ -77,7 +78,6 @@ def test_evaluation_gives_a_loss(tmp_path: Path) -> None:
 
 def test_adapters_with_gradient_checkpointing(tmp_path: Path) -> None:
     """`peft` asks a model that checkpoints for gradients of its inputs; only adapters change in a step."""
-    peft = pytest.importorskip("peft")
     model = fresh()
     model.gradient_checkpointing_enable()
     config = peft.LoraConfig(r=2, target_modules=["out_proj", "fc1"], init_lora_weights=False)
@@ -93,7 +93,6 @@ def test_every_linear_layer_takes_an_adapter() -> None:
 
     (All but that of the decoder's last box head, whose box nothing refines.)
     """
-    peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
     adapted = peft.get_peft_model(tiny_model(), config).train()
     adapted(**one(noise_image(96, 128)), labels=[boxes_label(0, 3, 3)]).loss.backward()
