@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from annotation.fake_annotation import settings_of
@@ -27,6 +30,7 @@ ENTRIES = {
     "coco": {"annotations": "out/annotations.json", "images": "in"},
     "odvg": {"annotations": "out/annotations.jsonl", "label_map": "out/label_map.json", "images": "in"},
     "yolo": {"annotations": "out/labels", "images": "in"},
+    "yolo by its list": {"annotations": "out/dataset.yaml"},
     "voc": {"annotations": "out/Annotations", "images": "in"},
 }
 
@@ -44,9 +48,10 @@ def written(tmp_path: Path, format: str, pictures: list[LabelledPicture] = PICTU
 @pytest.mark.parametrize("format", ENTRIES)
 def test_our_readers_read_it(tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """YOLO is exact to 1e-6 of a side; VOC has whole pixels."""
-    written(tmp_path, format)
+    name = format.split()[0]
+    written(tmp_path, name)
     monkeypatch.chdir(tmp_path)
-    records = open_records(SourceEntry(format=format, **ENTRIES[format]))
+    records = open_records(SourceEntry(format=name, **ENTRIES[format]))
     assert isinstance(records, RecordSet)
     assert len(records) == 3
     assert {finding.kind for finding in records.findings} <= {"no boxes"}
@@ -109,13 +114,56 @@ def test_label_studio(tmp_path: Path) -> None:
     choices = view.find("RectangleLabels")
     assert choices is not None
     assert [label.get("value") for label in choices] == LABELS
-    assert tasks[0]["data"] == {"image": "/data/local-files/?d=a%20%C3%A9.png"}
+    assert tasks[0]["data"] == {"image": "/data/local-files/?d=in/a%20%C3%A9.png"}
     assert [len(task["predictions"][0]["result"]) for task in tasks] == [2, 0, 1]
     result = tasks[0]["predictions"][0]["result"][1]
     assert (result["from_name"], result["to_name"]) == (choices.get("name"), choices.get("toName"))
     assert (result["original_width"], result["original_height"]) == (100, 50)
     expected = {"x": 10.25, "y": 41.0, "width": 20.5, "height": 39.0, "rotation": 0, "rectanglelabels": [LABELS[0]]}
     assert result["value"] == expected
+
+
+def test_label_studio_where_pictures_are_no_files(tmp_path: Path) -> None:
+    """They are to be put into a folder "images"."""
+    settings = replace(settings_of(FileSource(tmp_path, ["b.png"]), tmp_path, "label-studio"), root=None)
+    FORMATS["label-studio"].write(tmp_path, settings, PICTURES[1:2])
+    (task,) = json.loads((tmp_path / "tasks.json").read_text(encoding="utf-8"))
+    assert task["data"] == {"image": "/data/local-files/?d=images/b.png"}
+
+
+def test_yolo_has_its_pictures(tmp_path: Path) -> None:
+    """The list names those that were labelled, through a link; a second time nothing changes."""
+    for _ in range(2):
+        output = written(tmp_path, "yolo")
+        listed = (output / "images.txt").read_text(encoding="utf-8").splitlines()
+        assert listed == ["./images/a é.png", "./images/b.png", "./images/c.png"]
+        assert os.readlink(output / "images") == "../in"
+        assert all((output / name).is_file() for name in listed)
+    document = yaml.safe_load((output / "dataset.yaml").read_text(encoding="utf-8"))
+    assert document == {"train": "images.txt", "val": "images.txt", "names": dict(enumerate(LABELS))}
+
+
+@pytest.mark.parametrize(
+    ("pictures", "output"),
+    [("in", "in/out"), ("in", "in"), ("set/images", "set"), ("in", "full"), (None, "out")],
+)
+def test_yolo_without_a_link(pictures: str | None, output: str, tmp_path: Path) -> None:
+    """Around in a circle, where "images" is there already, and where pictures are no files."""
+    place = tmp_path / output
+    for folder in (place, tmp_path / "full" / "images", tmp_path / (pictures or "in")):
+        folder.mkdir(parents=True, exist_ok=True)
+    settings = settings_of(FileSource(tmp_path / (pictures or "in"), ["b.png"]), place, "yolo", labels=LABELS)
+    FORMATS["yolo"].write(place, settings if pictures else replace(settings, root=None), PICTURES[1:2])
+    assert (place / "labels" / "b.txt").is_file() and (place / "images.txt").read_text() == "./images/b.png\n"
+    assert not (place / "images").is_symlink()
+
+
+def test_no_link_where_none_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError("a privilege is needed")
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    assert not (written(tmp_path, "yolo") / "images").exists()
 
 
 def test_folders_are_kept(tmp_path: Path) -> None:

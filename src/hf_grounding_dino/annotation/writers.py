@@ -1,14 +1,17 @@
 """The files that other tools read: COCO, ODVG, YOLO, Pascal VOC, LabelMe, Label Studio.
 
-FiftyOne imports COCO (`COCODetectionDataset`), YOLO (`YOLOv5Dataset`) and VOC (`VOCDetectionDataset`) as written here.
+FiftyOne imports COCO (`COCODetectionDataset`), YOLO (`YOLOv5Dataset`) and VOC (`VOCDetectionDataset`) as written here,
+Label Studio the tasks with their labelling interface.
 Nothing that is written depends on when, where or in how many parts a run was made.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TextIO
 from urllib.parse import quote
@@ -104,7 +107,8 @@ def write_odvg(folder: Path, run: Settings, pictures: Iterable[LabelledPicture])
 def write_label_studio(folder: Path, run: Settings, pictures: Iterable[LabelledPicture]) -> None:
     """Tasks with predictions, boxes in percent, and the labelling interface they are for.
 
-    Pictures are named for "local files" storage: names start from LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT.
+    Pictures are named for "local files" storage: names start from LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT. That is the
+    folder above the pictures' own, as Label Studio serves nothing that lies in the document root itself.
     """
     view = ElementTree.Element("View")
     ElementTree.SubElement(view, "Image", name="image", value="$image")
@@ -112,12 +116,14 @@ def write_label_studio(folder: Path, run: Settings, pictures: Iterable[LabelledP
     for label in run.labels:
         ElementTree.SubElement(choices, "Label", value=label)
     write_text(folder, "label_config.xml", _xml(view))
+    own = "images" if run.root is None else Path(os.path.realpath(folder / run.root)).name
     with atomic_file(folder, "tasks.json") as file:
-        _write_items(file, (_task(run, picture) for picture in pictures))
+        _write_items(file, (_task(run, picture, own) for picture in pictures))
         file.write("\n")
 
 
-def _task(run: Settings, picture: LabelledPicture) -> dict[str, Any]:
+def _task(run: Settings, picture: LabelledPicture, own: str) -> dict[str, Any]:
+    """The task of a picture; `own` is the name of the folder of the pictures."""
     width, height = picture.size
     results = []
     rows = zip(picture.boxes, picture.labels, picture.scores, strict=True)
@@ -134,7 +140,8 @@ def _task(run: Settings, picture: LabelledPicture) -> dict[str, Any]:
         frame = {"original_width": width, "original_height": height, "image_rotation": 0}
         results.append({**names, **frame, "value": value, "score": score})
     prediction = {"model_version": run.model, "score": max(picture.scores, default=0.0), "result": results}
-    return {"data": {"image": f"/data/local-files/?d={quote(picture.name)}"}, "predictions": [prediction]}
+    place = quote(posixpath.join(own, picture.name))
+    return {"data": {"image": f"/data/local-files/?d={place}"}, "predictions": [prediction]}
 
 
 def _percent(length: float, whole: int) -> float:
@@ -150,13 +157,16 @@ def yolo_place(name: str) -> PurePosixPath:
 
 
 def write_yolo(folder: Path, run: Settings, pictures: Iterable[LabelledPicture]) -> None:
-    """labels/**.txt with lines "label cx cy w h" from 0 to 1, classes.txt, and a data.yaml.
+    """labels/**.txt with lines "label cx cy w h" from 0 to 1, classes.txt, dataset.yaml, and images.txt.
 
-    With the pictures in, or linked as, "images" beside "labels" it is a data set as Ultralytics has them.
+    The tools of YOLO look for a picture in "images", and for its labels in the same place of "labels". images.txt lists
+    the pictures there, and "images" is a link to the folder of the pictures. A list, because tools that are given the
+    folder go where the link leads, and find no labels there. And no `path` in the YAML: what is relative starts
+    from the YAML then, wherever the tool is run.
     """
     write_text(folder, "classes.txt", "".join(f"{label}\n" for label in run.labels))
-    content = {"path": ".", "train": "images", "val": "images", "names": dict(enumerate(run.labels))}
-    write_text(folder, "data.yaml", yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
+    content = {"train": "images.txt", "val": "images.txt", "names": dict(enumerate(run.labels))}
+    write_text(folder, "dataset.yaml", yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
     for picture in pictures:
         width, height = picture.size
         lines = []
@@ -164,6 +174,19 @@ def write_yolo(folder: Path, run: Settings, pictures: Iterable[LabelledPicture])
             values = ((x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height)
             lines.append(f"{label} {' '.join(f'{value:.6f}' for value in values)}\n")
         write_text(folder, yolo_place(picture.name), "".join(lines))
+    with atomic_file(folder, "images.txt") as file:
+        file.writelines(f"./images/{picture.name}\n" for picture in pictures)
+    _link_pictures(folder, run.root)
+
+
+def _link_pictures(folder: Path, root: str | None) -> None:
+    """Make "images" a link to the folder of the pictures, unless it is there or would lead around in a circle.
+
+    Where links cannot be made, as on some drives, there is none.
+    """
+    if root is not None and set(PurePosixPath(root).parts) - {".."}:
+        with suppress(OSError):
+            os.symlink(root, folder / "images", target_is_directory=True)
 
 
 def voc_place(name: str) -> PurePosixPath:
@@ -244,7 +267,7 @@ def write_labelme(folder: Path, run: Settings, pictures: Iterable[LabelledPictur
 FORMATS: dict[str, Format] = {
     "coco": Format(write_coco, ("annotations.json",)),
     "odvg": Format(write_odvg, ("annotations.jsonl", "label_map.json")),
-    "yolo": Format(write_yolo, ("classes.txt", "data.yaml"), yolo_place),
+    "yolo": Format(write_yolo, ("classes.txt", "dataset.yaml", "images.txt"), yolo_place),
     "voc": Format(write_voc, (), voc_place),
     "labelme": Format(write_labelme, (), labelme_place),
     "label-studio": Format(write_label_studio, ("tasks.json", "label_config.xml")),
