@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 FLOOR ?= .venv-floor
+NEIGHBOURS ?= .venv-neighbours
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-floor test-gpu test-upstream docs lint format clean
+.PHONY: demo test test-floor test-neighbours test-gpu test-upstream docs lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hf-grounding-dino detect --demo
@@ -15,6 +16,10 @@ test: $(VENV)/.installed-test
 # With the lowest version of everything that pyproject.toml allows.
 test-floor: $(FLOOR)/.installed
 	OMP_NUM_THREADS=1 $(FLOOR)/bin/python -m pytest -n 2
+
+# FiftyOne and Label Studio, in an environment of their own, read what `annotate` writes.
+test-neighbours: $(VENV)/.installed-test $(NEIGHBOURS)/.installed
+	NEIGHBOURS_PYTHON=$(abspath $(NEIGHBOURS)/bin/python) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m neighbours tests/neighbours
 
 # Where there is a CUDA device: the tests that need one, then the figures.
 test-gpu: $(VENV)/.installed-test
@@ -38,7 +43,7 @@ format: $(VENV)/.installed-lint
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(FLOOR)
+	rm -rf $(VENV) $(FLOOR) $(NEIGHBOURS)
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -56,4 +61,10 @@ $(FLOOR)/.installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv venv --quiet --python $(BIN)/python $(FLOOR)
 	$(BIN)/uv pip install --quiet --python $(FLOOR) --resolution lowest-direct --editable '.[test]'
+	touch $@
+
+$(NEIGHBOURS)/.installed: tests/neighbours/requirements.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(NEIGHBOURS)
+	$(BIN)/uv pip install --quiet --python $(NEIGHBOURS) --requirement $<
 	touch $@
