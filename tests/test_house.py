@@ -46,6 +46,7 @@ STAGES = [
     "passage",
     "objective",
     "modeling_grounding_dino",
+    "loading",
     "masked_pyramid",
     "exporting",
     "conversion_rules",

@@ -80,7 +80,7 @@ class _GroundingDinoOptions:
         """Load the configuration of a repo as the class of its own model type, whichever of the two that is.
 
         Raises:
-            ValueError: a repo of another family, named.
+            ValueError: a repo of another family, named, or a config.json that is none.
         """
         where: dict[str, Any] = {
             "cache_dir": cache_dir,
@@ -90,6 +90,8 @@ class _GroundingDinoOptions:
             "revision": revision,
         }
         values, _ = cls.get_config_dict(pretrained_model_name_or_path, **where, **kwargs)
+        if not isinstance(values, dict):
+            raise ValueError(f"The config.json of {pretrained_model_name_or_path} is no JSON object.")
         own = _own_class(values.get("model_type"))
         if own is not cls:
             return own.from_pretrained(pretrained_model_name_or_path, **where, **kwargs)

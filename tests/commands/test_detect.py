@@ -382,32 +382,37 @@ def broken_models(folder: Path, model: Path) -> dict[str, Path]:
     """Folders that hold no usable model, by what is wrong."""
     transformers.OwlViTConfig().save_pretrained(folder / "owlvit")
     transformers.BertConfig().save_pretrained(folder / "bert")
-    for name in ("no weights", "no tokenizer", "cut weights", "lost weight", "no config"):
+    for name in ("no weights", "no tokenizer", "cut weights", "lost weight", "no config", "a list", "a run/best"):
         shutil.copytree(model, folder / name)
     (folder / "no weights/model.safetensors").unlink()
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (folder / "no tokenizer" / file).unlink(missing_ok=True)
     (folder / "no config/config.json").unlink()
+    (folder / "a list/config.json").write_text("[1]")
     weights = folder / "cut weights/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:10_000])
     state = tiny_model().state_dict()
     tiny_model().save_pretrained(
         folder / "lost weight", state_dict={k: v.clone() for k, v in state.items() if k != "model.level_embed"}
     )
-    names = ("owlvit", "bert", "no weights", "no tokenizer", "cut weights", "lost weight", "no config", "no folder")
-    return {name: folder / name for name in names}
+    whole = ("owlvit", "bert", "no weights", "no tokenizer", "cut weights", "lost weight")
+    return {name: folder / name for name in (*whole, "no config", "a list", "a run", "no folder")}
 
 
 def test_models_that_are_none(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = picture(here / "a.png")
     messages = {}
-    for name, folder in broken_models(here / "models", model).items():
+    broken = broken_models(here / "models", model)
+    capsys.readouterr()
+    for name, folder in broken.items():
         assert detect(folder, file) == 2, name
         messages[name] = one_line(capsys)
     assert "'owlvit'" in messages["owlvit"]
     assert "'bert'" in messages["bert"]
     assert "lacks 1 of its weights, such as model.level_embed" in messages["lost weight"]
     assert messages["no folder"].startswith("no such model: ")
+    assert messages["a list"].endswith("is no JSON object.")
+    assert messages["a run"].endswith(f"its best model is {here / 'models/a run/best'}")
     assert all(str(here / "models") in message for message in messages.values()), messages
     assert not list(Path("out").iterdir())
 

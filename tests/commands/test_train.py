@@ -17,13 +17,15 @@ from typing import Any
 
 import pytest
 from huggingface_hub import HfApi, constants
+from safetensors.torch import load_file, save_file
 
 import hf_grounding_dino
-from hf_grounding_dino import GroundingDinoForObjectDetection
+from hf_grounding_dino import GroundingDinoForObjectDetection, GroundingDinoProcessor
 from hf_grounding_dino.commands import PROGRAM
 from hf_grounding_dino.commands.main import main
 from hf_grounding_dino.training import publish as publishing
 from hf_grounding_dino.training.recipe import read_recipe, recipe_names
+from hf_grounding_dino.training.start import load_start
 from hf_grounding_dino.training.states import RunFolder
 from training.hub_on_loopback import OWNER, TOKEN, hub_on_loopback
 from training.runs import logged, write_recipe
@@ -120,6 +122,22 @@ def test_a_second_run_does_not_overwrite_the_first(
         one_line(capsys) == f"{tmp_path / 'run'} holds a run already: go on with --resume, or name another output_dir"
     )
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_model_that_is_not_whole_is_not_trained(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Transformers would make the missing weights up."""
+    start = tmp_path / "start"
+    load_start(read_recipe(str(recipe)).model).model.save_pretrained(start)
+    GroundingDinoProcessor.from_pretrained(read_recipe(str(recipe)).model).save_pretrained(start)
+    weights = load_file(start / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if k != "model.level_embed"}, start / "model.safetensors")
+    assert train(recipe, f"model={start}") == 2
+    assert one_line(capsys) == f"the model {start} lacks 1 of its weights, such as model.level_embed"
+    (start / "model.safetensors").write_bytes((start / "model.safetensors").read_bytes()[:5000])
+    assert train(recipe, f"model={start}") == 2
+    assert one_line(capsys).startswith(f"the weights of the model {start} are not whole")
 
 
 def test_a_signal_stops_it_with_a_state_to_go_on_from(

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from hf_grounding_dino.configuration_grounding_dino import AnyGroundingDinoConfig, GroundingDinoConfig
 from hf_grounding_dino.data.tokenizer import build_tokenizer
-from hf_grounding_dino.hub_or_cache import hub_or_cache
 from hf_grounding_dino.image_processing_grounding_dino import GroundingDinoImageProcessor
+from hf_grounding_dino.loading import load_whole
 from hf_grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
 from hf_grounding_dino.processing_grounding_dino import GroundingDinoProcessor
 
@@ -101,10 +101,7 @@ def build_bench(settings: Settings) -> Bench:
     """Load or make up the model that `settings` names, and its stock twin."""
     if settings.model is None:
         return twin_bench(settings, random_model(settings), closed_processor(settings))
-    with hub_or_cache(settings.model):
-        own = GroundingDinoForObjectDetection.from_pretrained(settings.model, dtype=torch.float32)
-        processor = GroundingDinoProcessor.from_pretrained(settings.model)
-    return twin_bench(settings, own, processor)
+    return twin_bench(settings, *load_whole(settings.model))
 
 
 def twin_bench(settings: Settings, own: GroundingDinoForObjectDetection, processor: GroundingDinoProcessor) -> Bench:

@@ -23,7 +23,6 @@ from .pictures import find_pictures, make_folder, name_results, own_name, read_p
 from .problems import hub_problem
 
 if TYPE_CHECKING:
-    import torch
     from PIL import Image
 
     from hf_grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
@@ -134,41 +133,19 @@ def load_detector(model: str | Path = NANO, device: str = "auto", dtype: str = "
             no such device.
     """
     import torch
-    from safetensors import SafetensorError
 
-    from hf_grounding_dino.hub_or_cache import hub_or_cache
-    from hf_grounding_dino.processing_grounding_dino import GroundingDinoProcessor
-    from hf_grounding_dino.prompts import special_token_ids
+    from hf_grounding_dino.loading import LoadingError, load_whole
 
     place = usable_device(device)
-    if not Path(model).is_dir() and (Path(model).is_absolute() or str(model).startswith((".", "~"))):
-        raise UserError(f"no such model: {model}")
     try:
-        with hub_or_cache(str(model)):
-            network = _load_network(str(model), getattr(torch, dtype))
-            processor = GroundingDinoProcessor.from_pretrained(str(model))
-    except UserError:
-        raise
-    except SafetensorError as error:
-        raise UserError(f"the weights of the model {model} are not whole, or no weights: {error}") from error
+        network, processor = load_whole(model, getattr(torch, dtype))
+    except LoadingError as error:
+        raise UserError(error) from error
     except Exception as error:  # transformers, the Hub's client and safetensors have no error in common
         problem = hub_problem(error) or str(error) or type(error).__name__
         named = problem.startswith(str(model))
         raise UserError(problem if named else f"the model {model} cannot be loaded: {problem}") from error
-    if not set(special_token_ids(processor.tokenizer)) <= set(network.config.phrase_boundary_token_ids):
-        raise UserError(f"the model {model} lacks its tokenizer, or has that of another model")
-    return Detector(network.to(place), processor)
-
-
-def _load_network(model: str, dtype: torch.dtype) -> Any:
-    from hf_grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
-
-    loaded: Any = GroundingDinoForObjectDetection.from_pretrained(model, dtype=dtype, output_loading_info=True)
-    network, report = loaded
-    missing = sorted(report["missing_keys"])
-    if missing:  # transformers would fill them with random numbers
-        raise UserError(f"the model {model} lacks {len(missing)} of its weights, such as {missing[0]}")
-    return network.eval()
+    return Detector(cast(Any, network).to(place), processor)
 
 
 # --- the command -------------------------------------------------------------------------------------------------

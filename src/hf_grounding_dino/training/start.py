@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-import torch
 from torch import nn
 
 from ..assets import NANO
-from ..hub_or_cache import hub_or_cache
+from ..loading import LoadingError, load_whole
 from ..modeling_grounding_dino import GroundingDinoForObjectDetection
 from ..processing_grounding_dino import GroundingDinoProcessor
 from .adapters import merge_lora
@@ -34,15 +33,13 @@ def load_start(model: str) -> Start:
     """The model and processor of a folder, a repo, or "nano".
 
     Raises:
-        OptionError: there is no such model, or it is of another architecture.
+        OptionError: there is no such model, it is of another architecture, or not whole.
     """
     name = str(NANO) if model == "nano" else model
     try:
-        with hub_or_cache(name):
-            return Start(
-                GroundingDinoForObjectDetection.from_pretrained(name, dtype=torch.float32),
-                GroundingDinoProcessor.from_pretrained(name),
-            )
+        return Start(*load_whole(name))
+    except LoadingError as error:
+        raise OptionError(str(error)) from error
     except (OSError, ValueError) as error:
         raise OptionError(f"model {model}: {' '.join(str(error).split())}") from error
 

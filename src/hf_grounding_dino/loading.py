@@ -1,0 +1,59 @@
+"""A model with its processor, both whole, or one line that says what is wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from .hub_or_cache import hub_or_cache
+from .modeling_grounding_dino import GroundingDinoForObjectDetection
+from .processing_grounding_dino import GroundingDinoProcessor
+from .prompts import special_token_ids
+
+_CONFIG_FILE = "config.json"
+_BEST_OF_RUN = "best"
+
+
+class LoadingError(ValueError):
+    """What keeps a model from being used, in one line that names it."""
+
+
+def load_whole(
+    model: str | Path, dtype: torch.dtype = torch.float32
+) -> tuple[GroundingDinoForObjectDetection, GroundingDinoProcessor]:
+    """Load a model in eval mode, and its processor; what `from_pretrained` lets pass or leaves unclear is refused.
+
+    Args:
+        model: a folder, or the name of a repo on the Hub; without a network, of its cache.
+        dtype: what the weights are kept in.
+
+    Raises:
+        LoadingError: weights that are missing, which transformers would make up, or cut off; the tokenizer of another
+            model; or a folder that holds none.
+        OSError, ValueError: as `from_pretrained`: no such model, no way to it, or one of another family.
+    """
+    _refuse_other_folders(str(model))
+    try:
+        with hub_or_cache(str(model)):
+            loaded: Any = GroundingDinoForObjectDetection.from_pretrained(model, dtype=dtype, output_loading_info=True)
+            processor = GroundingDinoProcessor.from_pretrained(model)
+    except SafetensorError as error:
+        raise LoadingError(f"the weights of the model {model} are not whole, or no weights: {error}") from error
+    network, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise LoadingError(f"the model {model} lacks {len(missing)} of its weights, such as {missing[0]}")
+    if not set(special_token_ids(processor.tokenizer)) <= set(network.config.phrase_boundary_token_ids):
+        raise LoadingError(f"the model {model} lacks its tokenizer, or has that of another model")
+    return network.eval(), processor
+
+
+def _refuse_other_folders(model: str) -> None:
+    folder = Path(model)
+    if not folder.is_dir():
+        if folder.is_absolute() or model.startswith((".", "~")):
+            raise LoadingError(f"no such model: {model}")
+    elif not (folder / _CONFIG_FILE).exists() and (folder / _BEST_OF_RUN / _CONFIG_FILE).exists():
+        raise LoadingError(f"{model} is the folder of a training run: its best model is {folder / _BEST_OF_RUN}")
