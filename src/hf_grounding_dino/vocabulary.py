@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.image_utils import ChannelDimension
 
 from .image_processing_grounding_dino import read_images
 from .modeling_grounding_dino import GroundingDinoForObjectDetection
+from .passage import EncodedImage
 from .post_processing import Detections, without_overlaps
 from .processing_grounding_dino import GroundingDinoProcessor
 from .prompts import NO_PHRASE, encode_labels, label_list, phrase_numbers, quoted, special_token_ids
@@ -89,6 +89,69 @@ class Chunking(NamedTuple):
 _BY_TOKENS = Chunking()
 
 
+class LabelPrompts:
+    """A list of labels as prompts of whole labels, tokenized once, to be asked of any pictures.
+
+    Attributes:
+        labels: what is looked for, in order.
+    """
+
+    def __init__(
+        self, labels: Iterable[str], processor: GroundingDinoProcessor, chunking: Chunking = _BY_TOKENS
+    ) -> None:
+        """Divide the labels.
+
+        Raises:
+            ValueError: as `chunk_labels`; or `chunking.batch` is less than 1.
+        """
+        if chunking.batch < 1:
+            raise ValueError(f"chunking.batch={chunking.batch}: give 1 or more.")
+        self.labels: list[str] = label_list(labels)
+        self._processor = processor
+        chunks = chunk_labels(self.labels, processor.tokenizer, chunking.tokens, chunking.labels)
+        self._groups = [chunks[first : first + chunking.batch] for first in range(0, len(chunks), chunking.batch)]
+        self._words = [processor(text=[self.labels[chunk] for chunk in group]) for group in self._groups]
+
+    def ask(
+        self,
+        model: GroundingDinoForObjectDetection,
+        encoded: EncodedImage,
+        sizes: Sequence[tuple[int, int]],
+        *,
+        scoring: Scoring,
+        threshold: float,
+        top_k: int | None = None,
+        one_label_per_box: bool = False,
+    ) -> list[list[Detections]]:
+        """What each prompt finds in each picture: the options are those of `detect`.
+
+        Args:
+            model: the detector, in eval mode.
+            encoded: what `model.encode_image` made of the pictures.
+            sizes: (height, width) of each, in pixels.
+        """
+        post_process: Callable[..., list[Detections]] = self._processor.post_process_grounded_object_detection
+        if scoring == "mean":
+            post_process = partial(
+                self._processor.post_process_object_detection, top_k=top_k, one_label_per_box=one_label_per_box
+            )
+        found: list[list[Detections]] = [[] for _ in sizes]
+        for group, words in zip(self._groups, self._words, strict=True):
+            inputs = {name: ids.repeat(len(sizes), 1).to(model.device) for name, ids in words.items()}
+            with torch.no_grad():
+                outputs = model(**inputs, encoded_image=encoded.repeat(len(group)))
+            results = post_process(
+                outputs,
+                threshold=threshold,
+                text_labels=[self.labels[chunk] for chunk in group] * len(sizes),
+                target_sizes=[size for size in sizes for _ in group],
+            )
+            for row, result in enumerate(results):
+                start = group[row % len(group)].start
+                found[row // len(group)].append({**result, "labels": result["labels"] + start})
+        return found
+
+
 def detect(
     model: GroundingDinoForObjectDetection,
     processor: GroundingDinoProcessor,
@@ -128,60 +191,24 @@ def detect(
     Raises:
         ValueError: as `chunk_labels`; a picture cannot be read; or `chunking.batch` is less than 1.
     """
-    if chunking.batch < 1:
-        raise ValueError(f"chunking.batch={chunking.batch}: give 1 or more.")
-    labels = label_list(labels)
-    chunks = chunk_labels(labels, processor.tokenizer, chunking.tokens, chunking.labels)
-    post_process: Callable[..., list[Detections]] = processor.post_process_grounded_object_detection
-    if scoring == "mean":
-        post_process = partial(
-            processor.post_process_object_detection, top_k=top_k, one_label_per_box=one_label_per_box
-        )
+    prompts = LabelPrompts(labels, processor, chunking)
     pictures = read_images(images)
-    found: list[list[Detections]] = [[] for _ in pictures]
-    for answer in _answers(model, processor, pictures, labels, chunks, chunking.batch):
-        results = post_process(
-            answer.outputs, threshold=threshold, text_labels=answer.labels, target_sizes=answer.sizes
-        )
-        for result, picture, start in zip(results, answer.pictures, answer.starts, strict=True):
-            found[picture].append({**result, "labels": result["labels"] + start})
+    pixels = processor.image_processor(pictures, input_data_format=ChannelDimension.FIRST).to(model.device)
+    with torch.no_grad():
+        encoded = model.encode_image(**pixels)
+    found = prompts.ask(
+        model,
+        encoded,
+        [(picture.shape[1], picture.shape[2]) for picture in pictures],
+        scoring=scoring,
+        threshold=threshold,
+        top_k=top_k,
+        one_label_per_box=one_label_per_box,
+    )
     if chunking.each_ranked:
         found = [[_merge([part], top_k, None) for part in parts] for parts in found]
         top_k = None
     return [_merge(parts, top_k, nms_threshold) for parts in found]
-
-
-class _Answer(NamedTuple):
-    """What the model says to some prompts; of each its labels, where they start, and its picture."""
-
-    outputs: Any
-    labels: list[list[str]]
-    starts: list[int]
-    pictures: list[int]
-    sizes: list[tuple[int, int]]
-
-
-def _answers(
-    model: GroundingDinoForObjectDetection,
-    processor: GroundingDinoProcessor,
-    pictures: Sequence[Tensor],
-    labels: Sequence[str],
-    chunks: Sequence[slice],
-    batch: int,
-) -> Iterator[_Answer]:
-    """Run the prompts of all pictures, `batch` of each at a time."""
-    pixels = processor.image_processor(pictures, input_data_format=ChannelDimension.FIRST).to(model.device)
-    with torch.no_grad():
-        encoded = model.encode_image(**pixels)
-    for first in range(0, len(chunks), batch):
-        some = chunks[first : first + batch]
-        prompts = [list(labels[chunk]) for chunk in some] * len(pictures)
-        words = processor(text=prompts).to(model.device)
-        with torch.no_grad():
-            outputs = model(**words, encoded_image=encoded.repeat(len(some)))
-        rows = [i for i in range(len(pictures)) for _ in some]
-        sizes = [(pictures[i].shape[1], pictures[i].shape[2]) for i in rows]
-        yield _Answer(outputs, prompts, [chunk.start for chunk in some] * len(pictures), rows, sizes)
 
 
 def _merge(parts: Sequence[Detections], top_k: int | None, nms_threshold: float | None) -> Detections:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, NamedTuple, Protocol, get_args
+from typing import NamedTuple, Protocol, get_args
 
 import torch
 from PIL import Image
@@ -17,7 +16,7 @@ from torch.nn.functional import pad
 from ..modeling_grounding_dino import GroundingDinoForObjectDetection
 from ..post_processing import Detections, without_overlaps
 from ..processing_grounding_dino import GroundingDinoProcessor
-from ..vocabulary import Chunking, Scoring, chunk_labels
+from ..vocabulary import LabelPrompts, Scoring
 from .answers import AnnotationError
 from .files import is_writable_text
 
@@ -125,12 +124,9 @@ class LabelFinder:
         _check_labels(labels, options)
         self.model, self.processor, self.labels, self.options = model, processor, list(labels), options
         try:
-            chunks = chunk_labels(self.labels, processor.tokenizer)
+            self._prompts = LabelPrompts(labels, processor)
         except ValueError as error:
             raise AnnotationError(error) from error
-        size = Chunking().batch
-        self._groups = [chunks[first : first + size] for first in range(0, len(chunks), size)]
-        self._words = [processor(text=[self.labels[chunk] for chunk in group]) for group in self._groups]
         per_label = [options.thresholds.get(label, options.threshold) for label in self.labels]
         self._thresholds = torch.tensor(per_label, device=model.device)
         self._least = min(per_label)
@@ -142,29 +138,18 @@ class LabelFinder:
 
     def find(self, pictures: Sequence[Prepared]) -> list[Found]:
         """As `Finder.find`."""
-        parts: list[list[Detections]] = [[] for _ in pictures]
         with torch.inference_mode():
             pixels, mask = _together(pictures)
             device = self.model.device
             encoded = self.model.encode_image(pixels.to(device), mask.to(device))
-            for group, words in zip(self._groups, self._words, strict=True):
-                inputs = {name: value.repeat(len(pictures), 1).to(device) for name, value in words.items()}
-                outputs = self.model(**inputs, encoded_image=encoded.repeat(len(group)))
-                for row, result in enumerate(self._read(outputs, pictures, group)):
-                    start = group[row % len(group)].start
-                    parts[row // len(group)].append({**result, "labels": result["labels"] + start})
+            parts = self._prompts.ask(
+                self.model,
+                encoded,
+                [(one.size[1], one.size[0]) for one in pictures],
+                scoring=self.options.scoring,
+                threshold=self._least,
+            )
             return [self._choose(of_one) for of_one in parts]
-
-    def _read(self, outputs: Any, pictures: Sequence[Prepared], group: Sequence[slice]) -> list[Detections]:
-        post_process: Callable[..., list[Detections]] = self.processor.post_process_grounded_object_detection
-        if self.options.scoring == "mean":
-            post_process = partial(self.processor.post_process_object_detection, top_k=None)
-        return post_process(
-            outputs,
-            threshold=self._least,
-            text_labels=[self.labels[chunk] for chunk in group] * len(pictures),
-            target_sizes=[(one.size[1], one.size[0]) for one in pictures for _ in group],
-        )
 
     def _choose(self, parts: Sequence[Detections]) -> Found:
         """The boxes of a picture that are kept, of all its prompts."""
