@@ -13,14 +13,11 @@ from tiny import sound_stock
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-ELSEWHERE = {
-    "log.md": "docs/log.md",
-    "neighbours.md": "tests/neighbours",
-}
-"""Pages that others look after, and where."""
+LOG = DOCS / "log.md"
+"""Commands of the day they were given."""
 
 ALL_PAGES = [*sorted(DOCS.glob("*.md")), *sorted((DOCS / "reference").glob("*.md"))]
-PAGES = [page for page in ALL_PAGES if page.name not in ELSEWHERE]
+PAGES = [page for page in ALL_PAGES if page != LOG]
 SNIPPETS = [snippet for page in PAGES for snippet in snippets_of(page)]
 UNRUN = [snippet for snippet in SNIPPETS if snippet.noted("not run") is not None]
 LANGUAGES = ("python", "shell", "yaml", "json", "text")
