@@ -6,7 +6,6 @@ code`. It imports what takes long to import inside its functions, so that `--hel
 
 from __future__ import annotations
 
-import logging
 import sys
 import warnings
 from collections.abc import Iterator
@@ -55,8 +54,6 @@ def usable_device(name: str) -> torch.device:
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Keep the notes of the libraries off the terminal; what goes wrong is raised."""
-    # Where torchao is installed, transformers imports it, and torch has something to say about its types.
-    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     import huggingface_hub.utils.logging as hub_logging
     import transformers.utils.logging as transformers_logging
 

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import importlib.metadata
 import io
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -40,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     of stderr; 130: interrupted.
     """
     _print_any_text()
+    # Where torchao is installed, transformers imports it, and torch has something to say about its types.
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         namespace = _parser(arguments).parse_args(arguments)
