@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pickle
 import re
 from collections import defaultdict
@@ -62,6 +63,20 @@ def test_what_surrounds_the_weights_is_passed_over_and_never_run(tmp_path: Path)
     checkpoint = read_checkpoint(file)
     assert checkpoint.others == ("args", "best", "message_hub", "trap")
     assert not (tmp_path / "written").exists() and same(checkpoint.state, state)
+
+
+class Command:
+    """Runs a command of the system when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("exit 3",)
+
+
+def test_weights_that_only_code_could_give_are_refused_without_advice_to_run_it(tmp_path: Path) -> None:
+    torch.save({"model": Command()}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match="holds code that would have to be run") as caught:
+        read_checkpoint(tmp_path / "x.pth")
+    assert "weights_only" not in str(caught.value)
 
 
 def test_files_of_other_formats(tmp_path: Path) -> None:

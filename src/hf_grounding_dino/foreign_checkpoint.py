@@ -109,6 +109,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> ForeignCheckpoint:
         loaded = load_file(file) if file.suffix == ".safetensors" else _load(file)
     except (SafetensorError, OSError, *_READ_ERRORS) as error:
         reason = " ".join(str(error).split("\n")[0].split())
+        if isinstance(error, pickle.UnpicklingError):  # torch advises to run what it holds
+            reason = "it is damaged, or holds code that would have to be run"
         raise ValueError(f"{file}: not a checkpoint that can be read: {reason or type(error).__name__}") from error
     entries = loaded if isinstance(loaded, Mapping) else {}
     key = next((key for key in _STATE_KEYS if isinstance(entries.get(key), Mapping)), None)
