@@ -48,6 +48,7 @@ _DECODING_ERRORS = (
     OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError,
     struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
+_CLEAR_ERRORS = (OSError, ValueError, Image.DecompressionBombError)
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -81,8 +82,14 @@ def read_images(
         try:
             pictures.append(_read_image(image, input_data_format, timeout or _URL_TIMEOUT_SECONDS))
         except _DECODING_ERRORS as error:
-            raise ValueError(f"Image {i}{_name(image)} cannot be read: {error}") from error
+            raise ValueError(f"Image {i}{_name(image)} cannot be read: {why_unreadable(error)}") from error
     return pictures
+
+
+def why_unreadable(error: Exception) -> str:
+    """What a decoder has raised, in words: what only its author understands is called damage."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if isinstance(error, _CLEAR_ERRORS) else f"it is damaged ({text})"
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 import transformers
@@ -23,7 +24,7 @@ from hf_grounding_dino.training.options import OptionError
 from hf_grounding_dino.training.recipe import read_recipe
 from hf_grounding_dino.training.states import RunFolder
 
-from .runs import logged, weights, write_recipe
+from .runs import LABELS, logged, weights, write_recipe
 
 VAL = "[{format: shapes, annotations: 'val?count=4&width=96&height=64'}]"
 REFERRING = "[{format: shapes, annotations: 'val?count=4&task=referring&width=96&height=64'}]"
@@ -117,6 +118,35 @@ def test_few_unreadable_pictures_are_counted_and_listed(tmp_path: Path, monkeypa
     report = run(tmp_path, "max_steps=8")
     assert report.skipped == [{"where": str(broken), "why": "it is not a picture"}]
     assert report.steps == 8
+
+
+@pytest.mark.parametrize("fewest", [100, 99])
+def test_of_a_stream_what_was_seen_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fewest: int) -> None:
+    """One of 8 pictures: 1 % of 100, which are given to a stream from the start, and more than 1 % of 99."""
+    from hf_grounding_dino.training import conduct
+
+    monkeypatch.setattr(conduct, "FEWEST_OF_A_STREAM", fewest)
+    write_recipe(tmp_path)
+    rows = [
+        {
+            "image": {"bytes": (tmp_path / "data" / "images" / f"{i:06d}.png").read_bytes(), "path": f"{i}.png"},
+            "objects": {"bbox": [[4.0, 4.0, 30.0, 30.0]], "category": [LABELS[0]]},
+        }
+        for i in range(8)
+    ]
+    rows[3]["image"]["bytes"] = rows[3]["image"]["bytes"][:-200]  # its size can still be read
+    table = tmp_path / "rows.parquet"
+    datasets.Dataset.from_list(rows).cast_column("image", datasets.Image(decode=False)).to_parquet(table)
+    names = tmp_path / "names.json"
+    names.write_text(json.dumps([LABELS[0]]))
+    source = f"{{format: datasets, annotations: {table}, streaming: true, epoch_size: 8, label_map: {names}}}"
+    asked = (f"train=[{source}]", "max_steps=4")
+    if fewest == 100:
+        (left_out,) = run(tmp_path, *asked).skipped
+        assert left_out["why"].startswith("it is damaged")
+    else:
+        with pytest.raises(DataError, match="1 of 99 pictures cannot be read, more than 1 %"):
+            run(tmp_path, *asked)
 
 
 def test_what_was_left_out_is_known_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,12 +86,15 @@ def read_picture(source: Any) -> Image.Image:
     try:
         (pixels,) = read_images([upright(source) if isinstance(source, Image.Image) else source])
     except ValueError as error:
-        raise ValueError(_reason(error.__cause__ or error)) from error
+        cause = error.__cause__
+        raise ValueError(_reason(cause if isinstance(cause, Exception) else error)) from error
     return Image.fromarray(pixels.permute(1, 2, 0).byte().contiguous().numpy())
 
 
-def _reason(error: BaseException) -> str:
-    return "not a picture" if isinstance(error, UnidentifiedImageError) else f"cannot be read: {error}"
+def _reason(error: Exception) -> str:
+    from hf_grounding_dino.image_processing_grounding_dino import why_unreadable
+
+    return "not a picture" if isinstance(error, UnidentifiedImageError) else f"cannot be read: {why_unreadable(error)}"
 
 
 def name_results(sources: Sequence[str], folder: Path) -> dict[str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from ..image_processing_grounding_dino import read_images, upright
+from ..image_processing_grounding_dino import read_images, upright, why_unreadable
 from .records import ImageSource
 
 
@@ -42,4 +42,5 @@ def _reason(error: Exception) -> str:
         return "there is no such file"
     if isinstance(error, UnidentifiedImageError):
         return "it is not a picture"
-    return " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+    cause = error.__cause__
+    return why_unreadable(cause if isinstance(cause, Exception) else error)
