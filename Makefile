@@ -59,12 +59,12 @@ $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 
 $(FLOOR)/.installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv venv --quiet --python $(BIN)/python $(FLOOR)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(FLOOR)
 	$(BIN)/uv pip install --quiet --python $(FLOOR) --resolution lowest-direct --editable '.[test]'
 	touch $@
 
 $(NEIGHBOURS)/.installed: tests/neighbours/requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(NEIGHBOURS)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(NEIGHBOURS)
 	$(BIN)/uv pip install --quiet --python $(NEIGHBOURS) --requirement $<
 	touch $@
