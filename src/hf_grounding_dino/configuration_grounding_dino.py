@@ -89,9 +89,13 @@ class _GroundingDinoOptions:
             "token": token,
             "revision": revision,
         }
-        values, _ = cls.get_config_dict(pretrained_model_name_or_path, **where, **kwargs)
+        no_object = f"The config.json of {pretrained_model_name_or_path} is no JSON object."
+        try:
+            values, _ = cls.get_config_dict(pretrained_model_name_or_path, **where, **kwargs)
+        except TypeError as error:  # transformers of the lowest version writes into whatever it has read
+            raise ValueError(no_object) from error
         if not isinstance(values, dict):
-            raise ValueError(f"The config.json of {pretrained_model_name_or_path} is no JSON object.")
+            raise ValueError(no_object)
         own = _own_class(values.get("model_type"))
         if own is not cls:
             return own.from_pretrained(pretrained_model_name_or_path, **where, **kwargs)
