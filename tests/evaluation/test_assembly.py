@@ -21,6 +21,15 @@ from hf_grounding_dino.evaluation.runner import score
 from hf_grounding_dino.evaluation.sets import CaptionTask, CaseTask, ExpressionTask
 
 PLAIN = Wishes()
+METRICS = {
+    "detection": "CocoDetection",
+    "lvis": "LvisDetection",
+    "expressions": "ReferringExpressions",
+    "generalized expressions": "GeneralizedReferring",
+    "phrases": "PhraseGrounding",
+    "descriptions": "DescribedObjects",
+    "open vocabulary": "OpenVocabularyCoco",
+}
 ROOTED = [benchmark.name for benchmark in BENCHMARKS if benchmark.name != "odinw35"]
 
 
@@ -65,7 +74,7 @@ def test_the_protocol_is_that_of_the_benchmark(roots: Any) -> None:
             assert protocol["top_k"] == benchmark.top_k
             assert protocol.get("chunk_labels") == benchmark.chunk_size
             assert protocol.get("top_k_of_each_prompt", False) == name.startswith(("lvis", "d3"))
-            assert type(task.metric()).__name__ == benchmark.metric
+            assert type(task.metric()).__name__ == METRICS[benchmark.kind]
 
 
 def test_the_words_of_the_prompts(roots: Any) -> None:

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 
-from hf_grounding_dino.evaluation.odinw import ODINW_13, ODINW_35, ClassPrompt, OdinwSet, odinw_mean
+from hf_grounding_dino.evaluation.odinw import ODINW_13, ODINW_35, OdinwSet, odinw_mean
 
 BY_NAME = {each.name: each for each in ODINW_35}
 
@@ -45,18 +45,13 @@ def test_sets_that_have_prompts() -> None:
 
 def test_the_name_within_a_prompt() -> None:
     """The words before it, with the space, are 15 characters, and the name is 5."""
-    prompt = BY_NAME["pothole"].prompt(1, "pothole")
+    prompt = BY_NAME["pothole"].prompts[1]
     assert (prompt.text, prompt.span) == ("there are some holes on the road", (15, 20))
     assert prompt.text[slice(*prompt.span)] == prompt.name
 
 
-def test_other_classes_are_asked_for_by_their_name() -> None:
-    assert BY_NAME["BCCD"].prompt(2, "RBC") == ClassPrompt("", "RBC", "")
-    assert BY_NAME["BCCD"].prompt(2, "RBC").span == (0, 3)
-
-
 def test_chess_pieces_are_renamed_and_the_first_class_is_not_asked_for() -> None:
-    names = [BY_NAME["ChessPieces"].prompt(i, "?").name for i in range(1, 14)]
+    names = [BY_NAME["ChessPieces"].prompts[i].name for i in range(1, 14)]
     assert names[:3] == ["", "black bishop", "black king"] and names[7] == "white bishop" and names[12] == "white rook"
 
 

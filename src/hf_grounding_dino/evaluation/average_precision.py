@@ -6,7 +6,7 @@ only while their own class is measured, and memory stays flat.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,7 +20,6 @@ from .metric import Float, Integer, as_array
 NOTHING_TO_MEASURE = -1.0
 COCO_LIMITS = (1, 10, 100)
 IOU_50, IOU_75 = 0, 5
-AREAS = ("all", "small", "medium", "large")
 CATEGORY = 1
 Columns = TypeVar("Columns", bound=tuple[NDArray[Any], ...])
 
@@ -85,7 +84,7 @@ class Detections(NamedTuple):
 
 @dataclass(frozen=True)
 class ClassMeasure:
-    """All numbers of one class; T IoU thresholds 0.50:0.95, A areas as in `AREAS`, M limits of detections a picture.
+    """All numbers of one class; T IoU thresholds 0.50:0.95, A areas (all, small, medium, large), M limits a picture.
 
     precision: (T, A, M), mean over the 101 recall levels; -1 where there is nothing to measure.
     recall: (T, A, M).
@@ -197,7 +196,6 @@ def coco_average_precision(
     pictures: Sequence[Mapping[str, Any]],
     detections: Sequence[Mapping[str, Tensor]],
     num_classes: int,
-    only: Collection[int] | None = None,
 ) -> dict[str, float]:
     """AP, AP50 and AP75 over IoU 0.50:0.95, at most 100 detections a picture.
 
@@ -205,15 +203,13 @@ def coco_average_precision(
         pictures: what is there, a dict a picture with `boxes (n, 4)`, xyxy in pixels, and `class_labels (n,)`; also
             `crowd (n,)`, True on boxes around groups, and `area (n,)` in pixels, where they are known.
         detections: what was found, in the same order, with `scores (k,)`, `labels (k,)` and `boxes (k, 4)`.
-        only: class labels to average over; None: every class that occurs.
 
     Returns:
-        Numbers in [0, 1], -1 where no class to be averaged over occurs.
+        Numbers in [0, 1], -1 where nothing is there.
     """
     truths = [_truths_of(i, picture) for i, picture in enumerate(pictures)]
     found = [_detections_of(i, picture) for i, picture in enumerate(detections)]
-    labels = range(num_classes) if only is None else sorted(only)
-    classes = measure_classes(joined(Truths, truths), joined(Detections, found), labels)
+    classes = measure_classes(joined(Truths, truths), joined(Detections, found), range(num_classes))
     return {
         "AP": mean_precision(classes),
         "AP50": mean_precision(classes, iou=IOU_50),

@@ -14,7 +14,6 @@ Kind = Literal[
     "detection", "lvis", "expressions", "generalized expressions", "phrases", "descriptions", "open vocabulary",
     "shapes",
 ]  # fmt: skip
-Prompt = Literal["all labels", "labels in chunks", "expression", "caption", "sentences of the picture's group"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +42,7 @@ class Part:
     kind: how it is read, asked and judged.
     annotations: the file.
     images: the folder that its file names start from.
-    options: "lvis": `file_name`, the field of an image that its file name is taken from ("coco_url", without the
-        host), and the folders of the pictures. "expressions": `dataset_name`, where the file holds several sets, the
+    options: "lvis": the folders of the pictures. "expressions": `dataset_name`, where the file holds several sets, the
         one to keep. "descriptions": `groups`, the folder that says which sentences go together. "detection" of ODinW:
         `prompts`, category id to `odinw.ClassPrompt`, where a class is not asked for by its name.
     """
@@ -66,11 +64,8 @@ class Benchmark:
     splits: its files; empty for ODinW, whose sets `odinw.py` lists.
     homes: folders below the data root that the files may lie in, "" for the root itself.
     source: where the data is to be had.
-    licence: what is known of the terms of the data; empty where nothing is.
     chunk_size: labels a prompt; None for all in one.
     top_k: boxes a prompt that are kept, over queries and labels (recipe of mmdetection, `max_per_img`).
-    prompt: what the model is asked.
-    metric: class in `hf_grounding_dino.evaluation`, with its defaults.
     published_options: what it is told beyond them to count as the published numbers were counted.
     note: what to know before comparing numbers.
     """
@@ -81,9 +76,6 @@ class Benchmark:
     splits: tuple[Split, ...]
     homes: tuple[str, ...]
     source: str
-    metric: str
-    prompt: Prompt
-    licence: str = ""
     chunk_size: int | None = None
     top_k: int = 300
     published_options: Mapping[str, Any] = field(default_factory=dict)
@@ -139,13 +131,6 @@ def find_benchmark(name: str) -> Benchmark:
     raise ValueError(f"no benchmark is called {name!r}; the nearest is {nearest!r} (there are {names})")
 
 
-def plain(part: Part) -> dict[str, Any]:
-    """A part as JSON has it, paths as strings."""
-    options = {key: str(value) if isinstance(value, Path) else value for key, value in part.options.items()}
-    files = {"annotations": str(part.annotations), "images": str(part.images)}
-    return {"name": part.name, "kind": part.kind, **files, "options": options}
-
-
 def _plain_name(name: str) -> str:
     return name.lower().replace("-", "_").replace("/", "_").replace("_plus", "+")
 
@@ -174,9 +159,6 @@ def _expressions(name: str, title: str, splits: tuple[str, ...]) -> Benchmark:
         splits=(_mdetr(f"{name}_val", "final_refexp_val.json", name), *tests),
         homes=("", "coco"),
         source="https://huggingface.co/GLIPModel/GLIP (mdetr_annotations), COCO train2014: https://cocodataset.org",
-        licence="pictures: Flickr's terms of use",
-        metric="ReferringExpressions",
-        prompt="expression",
         top_k=30,
         note="The score of a box is its best token; each expression has one box; a hit has IoU of 0.5 or more.",
     )
@@ -197,8 +179,6 @@ def _descriptions(name: str, title: str, chunk_size: int | None) -> Benchmark:
         splits=(split,),
         homes=("", "d3"),
         source="https://github.com/shikras/d-cube",
-        metric="DescribedObjects",
-        prompt="sentences of the picture's group",
         chunk_size=chunk_size,
         published_options={"mmdet_compatible": True},
         note="Intra-scenario: of each picture only the sentences of its own groups are asked for. The published "
@@ -214,7 +194,6 @@ def _lvis(name: str, title: str, files: tuple[str, ...], folders: tuple[str, ...
         annotations=tuple(f"{folder}{file}" for file in files for folder in ("annotations/", "", "lvis/")),
         images=(".",),
         also={folder: folder for folder in folders},
-        options={"file_name": "coco_url"},
     )
     return Benchmark(
         name=name,
@@ -223,16 +202,13 @@ def _lvis(name: str, title: str, files: tuple[str, ...], folders: tuple[str, ...
         splits=(split,),
         homes=("", "coco"),
         source="https://huggingface.co/GLIPModel/GLIP, COCO 2017: https://cocodataset.org",
-        licence="annotations: CC BY 4.0; pictures: Flickr's terms of use",
-        metric="LvisDetection",
-        prompt="labels in chunks",
         chunk_size=40,
         note="Fixed AP: the best 10,000 boxes of each class over the whole set, no limit a picture. The chunk size is "
         "part of the protocol: each chunk keeps its own 300 boxes.",
     )
 
 
-def _coco(name: str, title: str, kind: Kind, file: str, source: str, metric: str) -> Benchmark:
+def _coco(name: str, title: str, kind: Kind, file: str, source: str) -> Benchmark:
     """COCO val2017, under one annotation file or another."""
     split = Split(name=name, annotations=(f"annotations/{file}", file), images=("val2017", "images/val2017"))
     return Benchmark(
@@ -242,9 +218,6 @@ def _coco(name: str, title: str, kind: Kind, file: str, source: str, metric: str
         splits=(split,),
         homes=("", "coco"),
         source=source,
-        licence="annotations: CC BY 4.0; pictures: Flickr's terms of use",
-        metric=metric,
-        prompt="all labels",
     )
 
 
@@ -256,9 +229,6 @@ def _odinw(name: str, title: str) -> Benchmark:
         splits=(),
         homes=("", "odinw", "odinw_35"),
         source="https://huggingface.co/GLIPModel/GLIP (odinw_35), each archive unpacked",
-        licence="each set has its own",
-        metric="CocoDetection",
-        prompt="all labels",
         note="The mean of AP over the validation splits of the sets, as in GLIP; some have prompts of their own.",
     )
 
@@ -271,8 +241,6 @@ _GREFCOCO = Benchmark(
     homes=("", "coco"),
     source="https://github.com/henghuiding/gRefCOCO, whose mdetr/scripts/fine-tuning/grefexp_coco_format.py writes the "
     "JSON files; COCO train2014: https://cocodataset.org",
-    metric="GeneralizedReferring",
-    prompt="expression",
     top_k=30,
     published_options={"mmdet_compatible": True},
     note="Boxes with a score of 0.7 or more are kept. The published numbers count one box of each expression only, as "
@@ -296,14 +264,11 @@ _FLICKR30K = Benchmark(
     homes=("", "flickr30k_entities", "flickr30k"),
     source="https://huggingface.co/GLIPModel/GLIP (mdetr_annotations), pictures on request: "
     "https://shannon.cs.illinois.edu/DenotationGraph/",
-    licence="pictures: Flickr's terms of use, for research and education",
-    metric="PhraseGrounding",
-    prompt="caption",
     note="Any-box protocol: a phrase is found where one of its first k boxes overlaps any of its boxes by 0.5 or more.",
 )
 
 BENCHMARKS: tuple[Benchmark, ...] = (
-    _coco("coco", "COCO val2017", "detection", "instances_val2017.json", "https://cocodataset.org", "CocoDetection"),
+    _coco("coco", "COCO val2017", "detection", "instances_val2017.json", "https://cocodataset.org"),
     _lvis("lvis_minival", "LVIS minival", ("lvis_v1_minival_inserted_image_name.json",), ("val2017",)),
     _lvis("lvis_val", "LVIS 1.0 val", ("lvis_od_val.json", "lvis_v1_val.json"), ("train2017", "val2017")),
     _odinw("odinw13", "ODinW-13"),
@@ -321,7 +286,6 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         "open vocabulary",
         "instances_val2017_all_2.json",
         "https://cocodataset.org; mmdetection's tools/dataset_converters/coco2ovd.py writes the JSON file",
-        "OpenVocabularyCoco",
     ),
 )
 """All benchmarks, each once."""
@@ -334,8 +298,6 @@ SHAPES = Benchmark(
     splits=(),
     homes=(),
     source="this package, which draws it",
-    metric="OpenVocabularyCoco",
-    prompt="all labels",
     note="500 scenes a set. Of the unseen set the novel classes are the pairs that are kept out of training.",
 )
 """What the model that ships is measured on; it needs no data."""

@@ -55,10 +55,6 @@ class OdinwSet:
     images: str = "valid"
     prompts: Mapping[int, ClassPrompt] = field(default_factory=dict)
 
-    def prompt(self, category_id: int, name: str) -> ClassPrompt:
-        """How a class is asked for, `name` being its name in the file."""
-        return self.prompts.get(category_id, ClassPrompt("", name, ""))
-
 
 def _exported(name: str, folder: str) -> OdinwSet:
     return OdinwSet(name=name, folder=folder, annotations="val_annotations_without_background.json", images="")

@@ -59,7 +59,6 @@ class Run(NamedTuple):
     cases: of the task; of them `asked` were asked now, and the others before.
     seconds: from the first case to the last.
     unreadable: cases whose pictures cannot be read, of earlier runs too; their answers are empty.
-    peak_memory: bytes that the busiest device had allocated; None on a CPU.
     device: what it ran on, in words.
     """
 
@@ -67,7 +66,6 @@ class Run(NamedTuple):
     asked: int
     seconds: float
     unreadable: tuple[Unreadable, ...]
-    peak_memory: int | None
     device: str
     processes: int
     batch_size: int
@@ -140,8 +138,6 @@ def predict(
     state.wait_for_everyone()
     was_training, started = model.training, time.perf_counter()
     model.eval()
-    if model.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(model.device)
     bar = tqdm(
         total=len(ids), initial=len(ids) - len(todo), desc=task.name, unit="picture", smoothing=0.1,
         disable=not (progress and state.is_main_process and todo),
@@ -153,12 +149,9 @@ def predict(
         model.train(was_training)
     state.wait_for_everyone()
     seconds = max(_gathered(time.perf_counter() - started, state))
-    memory = max(_gathered(_peak_memory(model), state), key=lambda value: value or 0)
     known = set(ids)
     unreadable = tuple(one for one in store.unreadable() if one.case_id in known)
-    return Run(
-        len(ids), len(todo), seconds, unreadable, memory, _device(model), state.num_processes, batch_size
-    )  # fmt: skip
+    return Run(len(ids), len(todo), seconds, unreadable, _device(model), state.num_processes, batch_size)
 
 
 def score(task: Task, predictions: Predictions, *, partial: bool = False) -> Scores:
@@ -334,11 +327,6 @@ def _refuse_gaps(rows: Mapping[CaseId, int], predictions: Predictions) -> None:
 
 def _gathered(value: Any, state: PartialState) -> list[Any]:
     return gather_object([value]) if state.num_processes > 1 else [value]
-
-
-def _peak_memory(model: torch.nn.Module) -> int | None:
-    device = next(model.parameters()).device
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 def _device(model: torch.nn.Module) -> str:
