@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from hf_grounding_dino.data.records import DataError
+from hf_grounding_dino.evaluation import predictions
 from hf_grounding_dino.evaluation.predictions import PredictionStore, Unreadable
 from hf_grounding_dino.evaluation.results_json import ResultsFile, write_results
 from hf_grounding_dino.evaluation.tasks import Answer
@@ -32,12 +33,13 @@ def assert_same(one: Answer, other: Answer) -> None:
 # --- the store ---------------------------------------------------------------------------------------------------
 
 
-def test_answers_come_back_bit_by_bit(tmp_path: Path) -> None:
+def test_answers_come_back_bit_by_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes, files of two cases; 7 and "7" are two cases; an answer may be empty."""
+    monkeypatch.setattr(predictions, "CASES_A_FILE", 2)
     store = PredictionStore(tmp_path / "new")
     store.begin({"task": "a"})
     given: dict[Any, Answer] = {7: answer(0), "7": answer(1), 8: answer(2, 0), "x/y.jpg": answer(3, 9000), 9: answer(4)}
-    with store.writer(0, every=2) as first, store.writer(1, every=2) as second:
+    with store.writer(0) as first, store.writer(1) as second:
         for i, (case_id, one) in enumerate(given.items()):
             (first, second)[i % 2].add(case_id, one)
     assert store.done() == set(given)
@@ -59,10 +61,11 @@ def test_what_came_before_a_crash_is_there(tmp_path: Path) -> None:
     assert store.done() == {1}
 
 
-def test_files_are_written_after_some_seconds(tmp_path: Path) -> None:
+def test_files_are_written_after_some_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictions, "SECONDS_A_FILE", 0.0)
     store = PredictionStore(tmp_path)
     store.begin({})
-    writer = store.writer(seconds=0.0)
+    writer = store.writer()
     writer.add(1, answer(1))
     assert store.done() == {1}
 
@@ -71,13 +74,15 @@ def test_a_second_writer_of_a_rank_overwrites_nothing(tmp_path: Path) -> None:
     """Also where a file in between was removed: numbers 0 and 2 are there, the next ones are 3 and on."""
     store = PredictionStore(tmp_path)
     store.begin({})
-    with store.writer(every=1) as writer:
+    with store.writer() as writer:
         for i in range(3):
             writer.add(i, answer(i))
+            writer.flush()
     (tmp_path / "part-0000-000001.parquet").unlink()
-    with store.writer(every=1) as writer:
+    with store.writer() as writer:
         for i in range(3, 5):
             writer.add(i, answer(i))
+            writer.flush()
     assert store.done() == {0, 2, 3, 4}
 
 
@@ -85,8 +90,9 @@ def test_half_a_file_does_not_count(tmp_path: Path) -> None:
     """A file that was being written, and one that the disk cut off: the second is mentioned."""
     store = PredictionStore(tmp_path)
     store.begin({})
-    with store.writer(every=1) as writer:
+    with store.writer() as writer:
         writer.add(1, answer(1))
+        writer.flush()
         writer.add(2, answer(2))
     whole = (tmp_path / "part-0000-000001.parquet").read_bytes()
     (tmp_path / "part-0000-000002.unfinished").write_bytes(whole[:100])

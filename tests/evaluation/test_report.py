@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_grounding_dino.evaluation.analysis import Limits
 from hf_grounding_dino.evaluation.average_precision import ClassResult
 from hf_grounding_dino.evaluation.facts import Facts, Published
 from hf_grounding_dino.evaluation.report import finite, make_report, metrics, write_report
@@ -179,8 +178,9 @@ def test_an_evaluation_without_answers_has_a_report(tmp_path: Path, task: Any) -
 
 
 def test_pictures_that_are_gone_are_said_to_be(tmp_path: Path) -> None:
-    pairs = [(case._replace(image=Path("nowhere.png")), answer) for case, answer in made_pairs()]
-    page = Page(written(tmp_path, pairs, {"AP": 0.3}, limits=Limits(worst=2)))
+    """One called by another label and one far off: two boxes that are wrong, and two things missed."""
+    pairs = [(case._replace(image=Path("nowhere.png")), answer) for case, answer in made_pairs(3)]
+    page = Page(written(tmp_path, pairs, {"AP": 0.3}))
     assert page.text.count("the picture cannot be read") == 4
 
 

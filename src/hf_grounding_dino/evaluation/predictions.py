@@ -20,6 +20,9 @@ from ..whole_files import whole_file, write_whole
 from .tasks import Answer, CaseId
 
 PROTOCOL_FILE: Final = "protocol.json"
+CASES_A_FILE, SECONDS_A_FILE = 64, 30.0
+"""A file of answers is made of so many cases, or of those of so many seconds."""
+
 _SCHEMA: Final = pa.schema(
     [
         ("case_id", pa.string()),  # as JSON, so that 7 and "7" stay two
@@ -119,9 +122,9 @@ class PredictionStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.folder / PROTOCOL_FILE, json.dumps(wanted, indent=1, ensure_ascii=False).encode())
 
-    def writer(self, rank: int = 0, *, every: int = 64, seconds: float = 30.0) -> PredictionWriter:
-        """Write answers; a file is made of so many cases, or of those of so many seconds."""
-        return PredictionWriter(self.folder, rank, every, seconds)
+    def writer(self, rank: int = 0) -> PredictionWriter:
+        """Write the answers of a process."""
+        return PredictionWriter(self.folder, rank)
 
     def done(self) -> set[CaseId]:
         """The cases that have an answer."""
@@ -167,8 +170,8 @@ class PredictionStore:
 class PredictionWriter:
     """Writes answers into Parquet files, one after the other; on leaving the block what is left is written."""
 
-    def __init__(self, folder: Path, rank: int, every: int, seconds: float) -> None:
-        self._folder, self._rank, self._every, self._seconds = folder, rank, every, seconds
+    def __init__(self, folder: Path, rank: int) -> None:
+        self._folder, self._rank = folder, rank
         self._rows: list[dict[str, Any]] = []
         self._since = time.monotonic()
         self._number = len(list(folder.glob(f"part-{rank:04d}-*.parquet")))
@@ -188,7 +191,7 @@ class PredictionWriter:
         boxes = np.ascontiguousarray(answer.boxes, dtype=np.float32).reshape(-1)
         row = {"case_id": json.dumps(case_id), "boxes": boxes, "scores": answer.scores, "labels": answer.labels}
         self._rows.append({**row, "unreadable": unreadable})
-        if len(self._rows) >= self._every or time.monotonic() - self._since > self._seconds:
+        if len(self._rows) >= CASES_A_FILE or time.monotonic() - self._since > SECONDS_A_FILE:
             self.flush()
 
     def flush(self) -> None:

@@ -25,6 +25,7 @@ from .average_precision import coco_average_precision
 
 HIT_IOU = 0.5
 TOP_K = 300
+BATCH_SIZE = 8
 
 
 class Outcome(NamedTuple):
@@ -49,14 +50,12 @@ def evaluate_records(
     records: RecordSet,
     *,
     limit: int | None = None,
-    batch_size: int = 8,
 ) -> dict[str, float]:
     """Measure a model on a data set; every process takes its part, all get the result.
 
     Args:
         model: in eval mode, where it is to run.
         limit: of the records, the first so many.
-        batch_size: pictures at a time; it changes no result.
 
     Raises:
         DataError: a picture cannot be read; it is named.
@@ -70,9 +69,9 @@ def evaluate_records(
     count = len(records) if limit is None else min(limit, len(records))
     own = range(state.process_index, count, state.num_processes)
     outcomes: list[Outcome] = []
-    starts = range(0, len(own), batch_size)
+    starts = range(0, len(own), BATCH_SIZE)
     for start in tqdm(starts, desc=records.name, leave=False, disable=not state.is_main_process):
-        indices = own[start : start + batch_size]
+        indices = own[start : start + BATCH_SIZE]
         outcomes += _evaluate_batch(model, processor, records, indices)
     if state.num_processes > 1:
         outcomes = gather_object(outcomes)

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from .. import __version__
 from ..whole_files import write_whole
 from .advice import advise
-from .analysis import Analysis, Limits, analyse_detection
+from .analysis import Analysis, analyse_detection
 from .average_precision import ClassResult
 from .facts import Facts, Report
 from .reliability import calibration_error
@@ -41,7 +41,6 @@ def make_report(
     facts: Facts,
     *,
     classes: Sequence[ClassResult] = (),
-    limits: Limits | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Report:
     """Look through the answers, once, and say what is odd.
@@ -52,11 +51,10 @@ def make_report(
         numbers: what the task's metric says of them.
         facts: what is known beside.
         classes: each label's own result, where the metric has it.
-        limits: where the analysis draws its lines.
         tokenizer: of the model; without it no warning comes of unknown words.
     """
     labels = dict(task.labels)
-    analysis = analyse_detection(answers, labels, limits) if labels else analyse_sentences(answers, limits)
+    analysis = analyse_detection(answers, labels) if labels else analyse_sentences(answers)
     warnings = advise(labels, numbers, analysis, facts, tokenizer)
     return Report(
         task=task.name,

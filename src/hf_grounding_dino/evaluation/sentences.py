@@ -31,32 +31,32 @@ class _Expression(NamedTuple):
     best: int | None
 
 
-def analyse_sentences(answers: Iterable[tuple[Case, Answer]], limits: Limits | None = None) -> Analysis:
+def analyse_sentences(answers: Iterable[tuple[Case, Answer]]) -> Analysis:
     """Look through the answers to referring expressions or to the phrases of captions, once.
 
-    An expression is hit when its best-scoring box overlaps one of its boxes by `limits.iou` or more; one that means
-    nothing in the picture, when no box reaches `limits.score`. Phrases of a caption that have no box are passed over.
+    An expression is hit when its best-scoring box overlaps one of its boxes by `Limits.iou` or more; one that means
+    nothing in the picture, when no box reaches `Limits.score`. Phrases of a caption that have no box are passed over.
 
     Returns:
         The bins and points are of the best box of each expression; nothing is called by another name. Misses are
-        expressions without any box, or with the best one far off at a score below `limits.score`.
+        expressions without any box, or with the best one far off at a score below `Limits.score`.
     """
-    tally = _Tally(limits or Limits())
+    tally = _Tally()
     for case, answer in answers:
         tally.add(case, answer)
     return tally.finish()
 
 
 class _Tally:
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+    def __init__(self) -> None:
+        self.limits = Limits()
         self.cases = 0
         self.histogram = ScoreHistogram()
         self.evidence = Evidence()
         self.counts: Counter[str] = Counter()
         self.hits: Counter[str] = Counter()
         self.mistakes: Counter[str] = Counter()
-        self.false_positives, self.misses = Worst(limits.worst), Worst(limits.worst)
+        self.false_positives, self.misses = Worst(self.limits.worst), Worst(self.limits.worst)
 
     def add(self, case: Case, answer: Answer) -> None:
         self.cases += 1
