@@ -36,8 +36,9 @@ EVALUATIONS = {
 
 def write_run(run: Path) -> Path:
     """`best/` and `last/`, the recipe, metrics of 400 steps and a sheet of pictures."""
-    for which in ("best", "last"):
+    for which, step in (("best", 200), ("last", 400)):
         shutil.copytree(NANO, run / which)
+        (run / which / "step.json").write_text(json.dumps({"step": step}))
     (run / "best" / "denoising.safetensors").write_bytes(b"only for training")
     (run / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     lines = [{"step": 0, "evaluation": EVALUATIONS[0]}]

@@ -105,13 +105,10 @@ class Conductor:
 
     def _write_data_facts(self) -> None:
         data, recipe = self.run.data, self.recipe
-        facts = [
-            set_facts(records, "train", dataclasses.asdict(entry))
-            for records, entry in zip(data.train, recipe.train, strict=True)
-        ]
+        facts = [set_facts(records, "train", entry) for records, entry in zip(data.train, recipe.train, strict=True)]
         for role, sets, entries in (("eval", data.eval, recipe.eval), ("keep", data.keep, recipe.keep)):
             for (name, records), entry in zip(sets.items(), entries, strict=True):
-                one = set_facts(records, role, dataclasses.asdict(entry))
+                one = set_facts(records, role, entry)
                 limit = recipe.evaluate_pictures or len(records)
                 measured = limit if limit < len(records) else None
                 trained_on = entry.annotations in [trained.annotations for trained in recipe.train]
@@ -206,7 +203,7 @@ class Conductor:
         if self.recipe.keep_checkpoints and step < run.max_steps:
             self._save_model(model, step_name(step), step)
             if self.is_main:
-                self.folder.keep(self.recipe.keep_checkpoints, 1, run.step_scores)
+                self.folder.keep(self.recipe.keep_checkpoints, run.step_scores)
         return scores
 
     def _save_model(self, model: GroundingDinoForObjectDetection, name: str, step: int) -> None:

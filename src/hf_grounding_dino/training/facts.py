@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 from safetensors import safe_open
 
-from ..data.records import RecordSet, RecordStream
+from ..data.records import RecordSet, RecordStream, SourceEntry
 from .curves import main_metrics
 from .history import NOTHING_TO_MEASURE, History, Point, read_history
 
@@ -24,7 +24,6 @@ DENOISING_FILE = "denoising.safetensors"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SECRET = re.compile(r"(^|_)(token|password|secret|key)$")
-_DATA_LISTS = ("train", "eval", "keep")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,14 +109,11 @@ def facts_of_run(
     repo_id: str | None = None,
     licence: str | None = None,
     tags: Iterable[str] = (),
-    curves: bool = False,
-    examples: bool = False,
 ) -> CardFacts:
     """Collect what the files of a run say; of what is not there, nothing is said.
 
     Read are the model's config.json and the heads of its weight files, `recipe.yaml`, `metrics.jsonl`, `data.json`
-    (see `write_data_facts`) and `step.json` in the model's folder, {"step": n}. Without the latter the last model is of
-    the last step, and the best one of the evaluation with the highest main metric of the first set.
+    (see `write_data_facts`) and `step.json` in the model's folder, {"step": n}.
 
     Raises:
         OSError: no config.json of a model.
@@ -127,7 +123,7 @@ def facts_of_run(
     config = json.loads((folder / "config.json").read_text())
     history = read_history(run / METRICS_FILE) if (run / METRICS_FILE).is_file() else History({}, {})
     recipe = read_options(run / RECIPE_FILE)
-    step = _step_of_model(folder, which, history)
+    step = json.loads((folder / STEP_FILE).read_text())["step"] if (folder / STEP_FILE).is_file() else None
     scores, scored_at = _scores(history, step)
     start = str(recipe.get("model") or "")
     base_model = start if _is_hub_id(start) else None
@@ -141,14 +137,12 @@ def facts_of_run(
         base_model=base_model,
         base_name=None if base_model or not start else Path(start).name,
         licence=licence,
-        sets=_data_facts(run, recipe),
+        sets=_data_facts(run),
         scores=scores,
         scored_at=None if scored_at == step else scored_at,
         chosen_by=chosen[0] if chosen else "",
         chosen_of=len(chosen[1]) if chosen else 0,
         recipe=recipe,
-        curves=curves,
-        examples=examples,
         tags=tuple(tags),
     )
 
@@ -156,19 +150,19 @@ def facts_of_run(
 # --- data --------------------------------------------------------------------------------------------------------
 
 
-def set_facts(records: RecordSet | RecordStream, role: str, entry: Mapping[str, Any] | None = None) -> SetFacts:
+def set_facts(records: RecordSet | RecordStream, role: str, entry: SourceEntry) -> SetFacts:
     """Describe a data set; its boxes are counted where they are in memory (`num_boxes`), a stream not at all.
 
     Args:
         role: see `SetFacts`.
         entry: how the recipe names the set.
     """
-    known = _named(entry or {}, role)
+    place = entry.annotations
     return SetFacts(
         name=records.name,
         role=role,
-        format=known.format,
-        hub_id=known.hub_id,
+        format=entry.format,
+        hub_id=place if entry.format == "datasets" and _is_hub_id(place) else None,
         pictures=len(records) if isinstance(records, RecordSet) else None,
         boxes=getattr(records, "num_boxes", None),
         labels=tuple(records.label_names),
@@ -180,18 +174,9 @@ def write_data_facts(run: Path, sets: Iterable[SetFacts]) -> None:
     (run / DATA_FILE).write_text(json.dumps([asdict(one) for one in sets], indent=1, ensure_ascii=False))
 
 
-def _data_facts(run: Path, recipe: Mapping[str, Any]) -> tuple[SetFacts, ...]:
-    """From `data.json`, or without it the names in the recipe."""
-    if (run / DATA_FILE).is_file():
-        rows = json.loads((run / DATA_FILE).read_text())
-        return tuple(SetFacts(**{**row, "labels": tuple(row["labels"])}) for row in rows)
-    return tuple(_named(entry, role) for role in _DATA_LISTS for entry in recipe.get(role) or ())
-
-
-def _named(entry: Mapping[str, Any], role: str) -> SetFacts:
-    kind, place = entry.get("format"), str(entry.get("annotations") or "")
-    hub_id = place if kind == "datasets" and _is_hub_id(place) else None
-    return SetFacts(name=entry.get("name") or hub_id or Path(place).stem, role=role, format=kind, hub_id=hub_id)
+def _data_facts(run: Path) -> tuple[SetFacts, ...]:
+    rows = json.loads((run / DATA_FILE).read_text()) if (run / DATA_FILE).is_file() else []
+    return tuple(SetFacts(**{**row, "labels": tuple(row["labels"])}) for row in rows)
 
 
 def _is_hub_id(text: str) -> bool:
@@ -237,16 +222,6 @@ def _parameters(folder: Path) -> int | None:
             for name in weights.keys():  # noqa: SIM118 - not a dict
                 count += math.prod(weights.get_slice(name).get_shape())
     return count or None
-
-
-def _step_of_model(folder: Path, which: Which, history: History) -> int | None:
-    if (folder / STEP_FILE).is_file():
-        step: int = json.loads((folder / STEP_FILE).read_text())["step"]
-        return step
-    if which == "last":
-        return max(history.lines, default=None)
-    chosen = _choosing_scores(history)
-    return max(chosen[1], key=lambda point: point[1])[0] if chosen else None
 
 
 def _choosing_scores(history: History) -> tuple[str, list[Point]] | None:

@@ -193,37 +193,29 @@ class RunFolder:
         for folder in self.path.glob(f".*.{DELETED}"):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def keep(self, last: int, best: int, scores: Mapping[int, float]) -> list[str]:
-        """Delete models of steps but the newest `last` and the `best` ones. The main process alone calls it.
+    def keep(self, last: int, scores: Mapping[int, float]) -> None:
+        """Delete models of steps but the newest `last` and the best one. The main process alone calls it.
 
-        The newest is always kept, and so is the best of all, of equal ones the earliest.
+        The newest is always kept; of equally good ones the earliest is the best.
 
         Args:
             scores: what each step reached, higher is better; steps without one, or with NaN, are no candidates.
-
-        Returns:
-            The names that were deleted, oldest first.
         """
         found = [(STEP_NAME.fullmatch(folder.name), folder) for folder in self.path.glob("step-*")]
         folders = dict(sorted((int(match[1]), folder) for match, folder in found if match))
         scored = [step for step in folders if step in scores and scores[step] == scores[step]]
-        ranked = sorted(scored, key=lambda step: (-scores[step], step))
-        kept = {*list(folders)[-max(1, last) :], *ranked[: max(1, best)]}
-        gone = [folder for step, folder in folders.items() if step not in kept]
-        for folder in gone:
-            _delete(folder)
-        return [folder.name for folder in gone]
+        best = sorted(scored, key=lambda step: (-scores[step], step))[:1]
+        kept = {*list(folders)[-max(1, last) :], *best}
+        for step, folder in folders.items():
+            if step not in kept:
+                _delete(folder)
 
     # --- metrics -------------------------------------------------------------------------------------------------
 
-    def trim_metrics(self, step: int) -> int:
-        """Drop the lines of `metrics.jsonl` after `step`, and what is no whole line. The main process alone calls it.
-
-        Returns:
-            How many lines were dropped.
-        """
+    def trim_metrics(self, step: int) -> None:
+        """Drop lines of `metrics.jsonl` after `step`, and what is no whole line. The main process alone calls it."""
         if not self.metrics.exists():
-            return 0
+            return
         lines = self.metrics.read_text(errors="replace").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and _is_up_to(line, step)]
         if len(kept) < len(lines):
@@ -231,7 +223,6 @@ class RunFolder:
             partial.write_text("".join(kept))
             _sync(partial)
             partial.replace(self.metrics)
-        return len(lines) - len(kept)
 
     def _failure(self, what: str, where: Path, error: BaseException) -> StateError:
         existing = next(folder for folder in (where, *where.parents) if folder.exists())
