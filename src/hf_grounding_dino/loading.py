@@ -1,7 +1,9 @@
-"""A model with its processor, both whole, or one line that says what is wrong with them."""
+"""A model with its processor, both whole, or one line that says what is wrong with them; what tells models apart."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from .prompts import special_token_ids
 
 _CONFIG_FILE = "config.json"
 _BEST_OF_RUN = "best"
+_SAMPLED_VALUES = 64
+_NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "dtype", "architectures")
 
 
 class LoadingError(ValueError):
@@ -57,3 +61,15 @@ def _refuse_other_folders(model: str) -> None:
             raise LoadingError(f"no such model: {model}")
     elif not (folder / _CONFIG_FILE).exists() and (folder / _BEST_OF_RUN / _CONFIG_FILE).exists():
         raise LoadingError(f"{model} is the folder of a training run: its best model is {folder / _BEST_OF_RUN}")
+
+
+def model_fingerprint(model: GroundingDinoForObjectDetection, *also: object) -> str:
+    """Hexadecimal digits that tell models apart: of the configuration, some values of each tensor, and `also`."""
+    config = {key: value for key, value in model.config.to_dict().items() if key not in _NOT_OF_THE_MODEL}
+    digest = hashlib.sha256(json.dumps([config, *also], sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        values = tensor.detach().flatten()
+        step = max(1, len(values) // _SAMPLED_VALUES)
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(values[::step][:_SAMPLED_VALUES].double().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

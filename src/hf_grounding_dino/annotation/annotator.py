@@ -20,11 +20,12 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from ..data.pictures import open_picture
+from ..loading import model_fingerprint
 from ..modeling_grounding_dino import GroundingDinoForObjectDetection
 from ..processing_grounding_dino import GroundingDinoProcessor
 from .answers import AnnotationError, LabelledPicture, rounded_boxes
 from .files import WORK_FOLDER, name_problem
-from .finder import LARGEST_BATCH, Finder, LabelFinder, Options, Prepared, fingerprint
+from .finder import LARGEST_BATCH, Finder, LabelFinder, Options, Prepared
 from .journal import Answers, Journal, Shard
 from .merging import PROBLEMS_FILE, Summary, merge, summarize
 from .progress import Progress
@@ -78,7 +79,7 @@ def annotate(
         raise AnnotationError(f"the format {format!r} is none of {', '.join(FORMATS)}")
     finder = LabelFinder(model, processor, labels, options)
     settings = Settings(
-        model=fingerprint(model, processor),
+        model=model_fingerprint(model, dict(processor.image_processor.size)),
         dtype=str(model.dtype).removeprefix("torch."),
         labels=list(labels),
         threshold=options.threshold,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, get_args
@@ -19,8 +17,6 @@ from ..processing_grounding_dino import GroundingDinoProcessor
 from ..vocabulary import LabelPrompts, Scoring
 from .answers import AnnotationError
 from .files import is_writable_text
-
-_SAMPLED_VALUES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,19 +179,3 @@ def _together(pictures: Sequence[Prepared]) -> tuple[Tensor, Tensor]:
     pixels = torch.stack([pad(one.pixels, margin) for one, margin in zip(pictures, margins, strict=True)])
     mask = torch.stack([pad(one.mask, margin) for one, margin in zip(pictures, margins, strict=True)])
     return pixels, mask
-
-
-def fingerprint(model: GroundingDinoForObjectDetection, processor: GroundingDinoProcessor) -> str:
-    """What tells this model from another: its configuration, some values of each tensor, the size of its pictures."""
-    config = {key: value for key, value in model.config.to_dict().items() if key not in _NOT_OF_THE_MODEL}
-    size = dict(processor.image_processor.size)
-    digest = hashlib.sha256(json.dumps([config, size], sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        values = tensor.detach().flatten()
-        step = max(1, len(values) // _SAMPLED_VALUES)
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(values[::step][:_SAMPLED_VALUES].double().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-_NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "dtype", "architectures")

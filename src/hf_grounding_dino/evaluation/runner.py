@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from hashlib import sha256
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from ..data.pictures import open_picture
 from ..data.records import DataError
+from ..loading import model_fingerprint
 from ..modeling_grounding_dino import GroundingDinoForObjectDetection
 from ..processing_grounding_dino import GroundingDinoProcessor
 from .askers import nothing_found
@@ -26,7 +26,6 @@ from .metric import ItemMetric
 from .predictions import Predictions, PredictionStore, PredictionWriter, Unreadable
 from .tasks import Answer, Case, CaseId, Task
 
-_SAMPLED = 16
 _AHEAD = 4
 _PICTURE_OPTIONS = (
     "size", "resize_rule", "resample", "do_resize", "do_rescale", "do_normalize", "image_mean", "image_std",
@@ -235,17 +234,6 @@ def protocol_of(
         "model": model_fingerprint(model),
         "pictures": {name: pictures[name] for name in _PICTURE_OPTIONS if name in pictures},
     }
-
-
-def model_fingerprint(model: torch.nn.Module) -> str:
-    """Hexadecimal digits that tell models apart: of the names, the shapes and some values of all their tensors."""
-    digest = sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(value.shape)}\n".encode())
-        flat = value.detach().flatten()
-        if len(flat):
-            digest.update(flat[:: max(1, len(flat) // _SAMPLED)][:_SAMPLED].double().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 class _Asked(NamedTuple):
