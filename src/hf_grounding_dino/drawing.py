@@ -52,6 +52,13 @@ class Detection(TypedDict):
     box: Box
 
 
+def scaled(detection: Detection, scale: float) -> Detection:
+    """The detection on the picture in another size."""
+    box = detection["box"]
+    left, top, right, bottom = (round(side * scale) for side in (box["xmin"], box["ymin"], box["xmax"], box["ymax"]))
+    return {**detection, "box": Box(xmin=left, ymin=top, xmax=right, ymax=bottom)}
+
+
 def certainty(detection: Detection) -> float:
     """Its score, 1 for what is known to be there."""
     score = detection["score"]

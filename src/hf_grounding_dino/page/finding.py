@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from PIL import Image, UnidentifiedImageError
 
-from ..drawing import Box, Detection, certainty, draw_detections
+from ..drawing import Detection, certainty, draw_detections, scaled
 from ..image_processing_grounding_dino import read_images
 
 Kind = Literal["Labels", "Sentence"]
@@ -164,13 +164,7 @@ def drawn(answer: Answer, threshold: float) -> Image.Image:
     """
     words = answer.question.words
     labels = sorted({detection["label"] for detection in answer.detections}) if isinstance(words, str) else words
-    return draw_detections(answer.picture, [_scaled(one, answer.scale) for one in above(answer, threshold)], labels)
-
-
-def _scaled(detection: Detection, scale: float) -> Detection:
-    box = detection["box"]
-    left, top, right, bottom = (round(side * scale) for side in (box["xmin"], box["ymin"], box["xmax"], box["ymax"]))
-    return Detection(**{**detection, "box": Box(xmin=left, ymin=top, xmax=right, ymax=bottom)})
+    return draw_detections(answer.picture, [scaled(one, answer.scale) for one in above(answer, threshold)], labels)
 
 
 def table_rows(answer: Answer, threshold: float) -> list[list[str]]:

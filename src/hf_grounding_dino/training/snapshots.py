@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..drawing import Detection, draw_detections
+from ..drawing import Detection, draw_detections, scaled
 
 PREDICTED, TRUE = "found", "ground truth"
 
@@ -88,24 +88,10 @@ def _panel(image: Image.Image, detections: Sequence[Detection], labels: Sequence
     if scale < 1:
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         image = image.resize(size, Image.Resampling.LANCZOS)
-        detections = [_scaled(detection, scale) for detection in detections]
+        detections = [scaled(detection, scale) for detection in detections]
     drawing = draw_detections(image, detections, labels)
     drawing.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE), Image.Resampling.LANCZOS)
     return drawing
-
-
-def _scaled(detection: Detection, scale: float) -> Detection:
-    box = detection["box"]
-    return {
-        "score": detection["score"],
-        "label": detection["label"],
-        "box": {
-            "xmin": round(box["xmin"] * scale),
-            "ymin": round(box["ymin"] * scale),
-            "xmax": round(box["xmax"] * scale),
-            "ymax": round(box["ymax"] * scale),
-        },
-    }
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
