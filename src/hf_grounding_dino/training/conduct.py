@@ -25,7 +25,7 @@ from ..vocabulary import detect
 from ..whole_files import write_whole
 from .card import CURVES_FILE, EXAMPLES_FILE
 from .curves import plot_losses
-from .facts import RECIPE_FILE, STEP_FILE, set_facts, write_data_facts
+from .facts import RECIPE_FILE, set_facts, write_data_facts
 from .loop import Actions, train
 from .progress import Progress, Stopwatch
 from .publish import PublishError, check_access, publish
@@ -33,7 +33,7 @@ from .recipe import Recipe, as_yaml, flat_options
 from .run import Run
 from .sharding import own_part
 from .snapshots import as_detections, beside_truth, snapshot_sheet
-from .states import step_name
+from .states import STEP_FILE, step_name
 
 REPORT_FILE = "report.json"
 LARGEST_SKIPPED_SHARE, FEWEST_OF_A_STREAM = 0.01, 1000

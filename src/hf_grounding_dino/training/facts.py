@@ -16,11 +16,11 @@ from safetensors import safe_open
 from ..data.records import RecordSet, RecordStream, SourceEntry
 from .curves import main_metrics
 from .history import NOTHING_TO_MEASURE, History, Point, read_history
+from .states import METRICS_FILE, STEP_FILE
 
 Which = Literal["best", "last"]
 
-METRICS_FILE, RECIPE_FILE, DATA_FILE, STEP_FILE = "metrics.jsonl", "recipe.yaml", "data.json", "step.json"
-DENOISING_FILE = "denoising.safetensors"
+RECIPE_FILE, DATA_FILE = "recipe.yaml", "data.json"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SECRET = re.compile(r"(^|_)(token|password|secret|key)$")

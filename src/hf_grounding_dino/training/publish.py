@@ -15,11 +15,13 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from PIL import Image
 
+from ..label_table import TABLE_FILE
 from ..remote_code import export_remote_code
 from ..whole_files import write_whole
 from .card import CURVES_FILE, EXAMPLES_FILE, CardFacts, facts_of_run, write_card
 from .curves import plot_losses
-from .facts import DENOISING_FILE, METRICS_FILE, RECIPE_FILE, STEP_FILE, Which, read_options
+from .facts import RECIPE_FILE, Which, read_options
+from .states import METRICS_FILE, STEP_FILE
 
 CARD_FILE = "README.md"
 PICTURES_FOLDER = "pictures"
@@ -81,8 +83,8 @@ def publish(  # noqa: PLR0913
     if repo_id is None and to is None:
         raise PublishError("give a folder, a repo or both to publish to")
     folder = _model_folder(run, which)
-    if with_denoising and not (folder / DENOISING_FILE).is_file():
-        raise PublishError(f"{folder}: there is no {DENOISING_FILE}, as the run trained without denoising")
+    if with_denoising and not (folder / TABLE_FILE).is_file():
+        raise PublishError(f"{folder}: there is no {TABLE_FILE}, as the run trained without denoising")
     own_token = check_access(repo_id, token) if repo_id else None
     with tempfile.TemporaryDirectory() as temporary:
         assembled = Path(temporary)
@@ -116,7 +118,7 @@ def _model_folder(run: Path, which: Which) -> Path:
 
 
 def _copy_model(folder: Path, to: Path, with_denoising: bool, with_remote_code: bool) -> None:
-    left_out = () if with_denoising else (DENOISING_FILE,)
+    left_out = () if with_denoising else (TABLE_FILE,)
     for pattern in _MODEL_FILES:
         for file in folder.glob(pattern):
             if file.name not in (STEP_FILE, *left_out):

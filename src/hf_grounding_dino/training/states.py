@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from .sharding import is_sharded
 
 PARTIAL, OLD, DELETED = "partial", "old", "deleted"
-MARK = "step.json"
+METRICS_FILE, STEP_FILE = "metrics.jsonl", "step.json"
 STATE_NAME = re.compile(r"(\d+)-step-\d+")
 STEP_NAME = re.compile(r"step-(\d+)")
 # What a full disk raises: torch and safetensors report it in their own ways.
@@ -60,7 +60,7 @@ class RunFolder:
         """Name the folder; nothing is written or read yet."""
         self.path = path
         self.states = path / "state"
-        self.metrics = path / "metrics.jsonl"
+        self.metrics = path / METRICS_FILE
 
     # --- states --------------------------------------------------------------------------------------------------
 
@@ -71,7 +71,9 @@ class RunFolder:
 
     def _complete_states(self) -> list[Path]:
         """Oldest first."""
-        numbered = [(STATE_NAME.fullmatch(mark.parent.name), mark.parent) for mark in self.states.glob(f"*/{MARK}")]
+        numbered = [
+            (STATE_NAME.fullmatch(mark.parent.name), mark.parent) for mark in self.states.glob(f"*/{STEP_FILE}")
+        ]
         return [folder for _, folder in sorted((int(match[1]), folder) for match, folder in numbered if match)]
 
     def save_state(self, accelerator: Accelerator, step: int, extra: Mapping[str, Any]) -> None:
@@ -98,7 +100,7 @@ class RunFolder:
 
         def finish() -> None:
             if main:
-                (partial / MARK).write_text(content)
+                (partial / STEP_FILE).write_text(content)
                 _to_disk(partial)
                 before = self._complete_states()
                 number = int(before[-1].name.split("-")[0]) + 1 if before else 0
@@ -141,7 +143,7 @@ class RunFolder:
         folder = self.newest_state()
         if folder is None:
             raise FileNotFoundError(f"Nothing to resume from in {self.states}.")
-        content: dict[str, Any] = json.loads((folder / MARK).read_text())
+        content: dict[str, Any] = json.loads((folder / STEP_FILE).read_text())
         was_sharded = content.get("sharded", False)
         if was_sharded != is_sharded(accelerator):
             kinds = ("sharded", "whole") if was_sharded else ("whole", "sharded")
