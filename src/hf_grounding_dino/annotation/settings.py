@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..data.records import shown
 from .answers import AnnotationError
 from .files import WORK_FOLDER, write_text
 
@@ -96,12 +97,7 @@ def _describe(name: str, there: Any, now: Any) -> str:
         return "another model"
     if name == "pictures":
         return f"{there} pictures, there are {now} now"
-    return f"{name} {_short(there)}, not {_short(now)}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return f"{name} {shown(there)}, not {shown(now)}"
 
 
 def read_settings(output: Path) -> Settings:

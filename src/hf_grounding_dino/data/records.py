@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Final, Literal, NamedTuple, Protocol, runtime_checkable
 
 from PIL import Image
 from torch import Tensor
@@ -18,6 +19,9 @@ FindingKind = Literal[
     "missing image", "unreadable image", "wrong size", "no boxes", "malformed box", "outside box", "empty box",
     "crowd", "no phrase", "span past the end", "empty phrase", "malformed entry",
 ]  # fmt: skip
+
+
+_LONGEST_SHOWN: Final = 80
 
 
 class Finding(NamedTuple):
@@ -158,3 +162,9 @@ def set_name(entry: SourceEntry, file: Path) -> str:
 
 class DataError(ValueError):
     """A data set that cannot be used, in one line that names the file, the entry and the rule."""
+
+
+def shown(value: object) -> str:
+    """A value of a file as a message names it: on one line, as JSON, of a long one the beginning."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."

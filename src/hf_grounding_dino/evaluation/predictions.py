@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..data.records import DataError
+from ..data.records import DataError, shown
 from ..whole_files import whole_file, write_whole
 from .tasks import Answer, CaseId
 
@@ -33,8 +33,6 @@ _SCHEMA: Final = pa.schema(
     ]
 )
 _ROWS_AT_ONCE: Final = 16
-_LONGEST_SHOWN: Final = 80
-_NOT_THERE: Final = "nothing"
 
 
 class Predictions(Protocol):
@@ -213,13 +211,9 @@ def _difference(written: Any, wanted: Any, key: str = "") -> tuple[str, str, str
         for name in dict.fromkeys([*wanted, *written]):
             below = f"{key}.{name}" if key else name
             if name not in written or name not in wanted:
-                return below, _shown(written.get(name, _NOT_THERE)), _shown(wanted.get(name, _NOT_THERE))
+                there, asked = (shown(values[name]) if name in values else "nothing" for values in (written, wanted))
+                return below, there, asked
             if found := _difference(written[name], wanted[name], below):
                 return found
         return None
-    return None if written == wanted else (key, _shown(written), _shown(wanted))
-
-
-def _shown(value: Any) -> str:
-    text = value if value is _NOT_THERE else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
+    return None if written == wanted else (key, shown(written), shown(wanted))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from ...prompts import PHRASE_DELIMITERS
+from ..records import shown
 from .common import FindingLog
-
-_CUT: Final = 60
 
 
 class Caption(NamedTuple):
@@ -38,7 +37,7 @@ def checked_spans(raw: object, caption: Caption, where: str, log: FindingLog) ->
     """
     pairs = [raw] if _is_pair(raw) else raw
     if not isinstance(pairs, list) or not all(_is_pair(pair) for pair in pairs):
-        log.add("malformed entry", where, f"spans {_cut(raw)} are not a list of [start, end]; its boxes are dropped")
+        log.add("malformed entry", where, f"spans {shown(raw)} are not a list of [start, end]; its boxes are dropped")
         return None
     spans = []
     for start, end in pairs:
@@ -70,7 +69,7 @@ def phrase_spans(raw: object, caption: Caption, where: str, log: FindingLog) -> 
     """
     phrases = [raw] if isinstance(raw, str) else raw
     if not isinstance(phrases, list) or not all(isinstance(phrase, str) for phrase in phrases):
-        log.add("no phrase", where, f"neither 'tokens_positive' nor 'phrase' ({_cut(raw)}) names it; dropped")
+        log.add("no phrase", where, f"neither 'tokens_positive' nor 'phrase' ({shown(raw)}) names it; dropped")
         return None
     if not any(phrase.strip() for phrase in phrases):
         log.add("empty phrase", where, "its phrase holds no word; its boxes are dropped")
@@ -81,7 +80,7 @@ def phrase_spans(raw: object, caption: Caption, where: str, log: FindingLog) -> 
             continue
         found = find_phrase(phrase, caption.text)
         if found is None:
-            text = f"{_cut(phrase)} does not stand in the caption {_cut(caption.text)}; its boxes are dropped"
+            text = f"{shown(phrase)} does not stand in the caption {shown(caption.text)}; its boxes are dropped"
             log.add("no phrase", where, text)
             return None
         spans.append(found)
@@ -97,8 +96,3 @@ def find_phrase(phrase: str, caption: str) -> tuple[int, int] | None:
 
 def _is_pair(value: object) -> bool:
     return isinstance(value, list | tuple) and len(value) == 2 and all(type(number) is int for number in value)
-
-
-def _cut(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _CUT else f"{text[: _CUT - 3]}..."

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..records import DataError, Finding, FindingKind
+from ..records import DataError, Finding, FindingKind, shown
 from .stray_names import refuse_stray
 
 MIN_SIDE: Final = 1.0
@@ -210,7 +210,7 @@ def checked_boxes(
         key = (names[i], *row)
         odd = _oddity(float(outside[i]), float(side[i]), key in seen)
         if odd is not None:
-            box = f"box {numbers[i] if numbers else i + 1} {_short(raw[i])}"
+            box = f"box {numbers[i] if numbers else i + 1} {shown(raw[i])}"
             log.add(odd, where, f"{box} {_ODDITIES[odd]}")
         if odd is None or odd == "outside box":
             seen.add(key)
@@ -255,7 +255,7 @@ def named_boxes(
         elif written[i] is None:
             log.add("no category", where, f"box {i + 1} has no category; dropped")
         else:
-            log.add("unknown category", where, f"box {i + 1}: there is no category {_short(written[i])}; dropped")
+            log.add("unknown category", where, f"box {i + 1}: there is no category {shown(written[i])}; dropped")
     return CheckedBoxes(checked.boxes[rows], [checked.kept[row] for row in rows])
 
 
@@ -281,12 +281,6 @@ def _four_numbers(box: object) -> list[float]:
     except (ValueError, TypeError, OverflowError):
         numbers = []
     return numbers if len(numbers) == 4 else [float("nan")] * 4
-
-
-def _short(value: object) -> str:
-    """A value in a line of its own, cut where it is long."""
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def clean_name(name: str) -> str:
