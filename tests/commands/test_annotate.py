@@ -179,11 +179,12 @@ def test_bad_pictures(model: Path, here: Path, capsys: pytest.CaptureFixture[str
         (["--dataset", "./none"], "./none: cannot be loaded"),
         (["--images", "in", "--shard", "0/2"], "--shard 0/2: I/N is needed, from 1/N to N/N"),
         (["--images", "in", "--shard", "3/2"], "--shard 3/2: "),
-        (["--images", "in", "--batch-size", "0"], "the batch size is 0: 1 to 32 is possible"),
+        (["--images", "in", "--batch-size", "0"], "argument --batch-size: 0 is not a whole number from 1 up"),
+        (["--images", "in", "--batch-size", "33"], "the batch size is 33: 1 to 32 is possible"),
         (["--images", "in", "--threshold", "low"], "argument --threshold: low is not a number from 0 to 1"),
         (["--images", "in", "--nms", "2"], "the nms is 2.0: a number from 0 to 1 is needed"),
-        (["--images", "in", "--top-k", "0"], "top_k is 0"),
-        (["--images", "in", "--threads", "0"], "threads is 0"),
+        (["--images", "in", "--top-k", "0"], "argument --top-k: 0 is not a whole number from 1 up"),
+        (["--images", "in", "--threads", "-1"], "argument --threads: -1 is not a whole number from 1 up"),
         (["--images", "in", "--thresholds", "none.json"], "none.json: No such file"),
         (["--images", "in", "--thresholds", "dog.json"], "there is a threshold of 'dog', which is none of the labels"),
         (["--images", "in", "--thresholds", "two.json"], "the threshold of 'cat' is 2: a number from 0 to 1"),
@@ -223,6 +224,9 @@ def test_models_that_train_and_labels_that_cannot_be_written(model: Path, here: 
             call(labels)
     with pytest.raises(AnnotationError, match="the format 'csv' is none of coco"):
         call(["cat"], format="csv")
+    for name in ("top_k", "threads"):
+        with pytest.raises(AnnotationError, match=f"{name} is 0: 1 or more is needed"):
+            Options(**{name: 0})
     with pytest.raises(AnnotationError, match="threshold is nan"):
         call(["cat"], options=Options(threshold=float("nan")))
     detector.model.train()

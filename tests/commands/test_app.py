@@ -97,8 +97,8 @@ def test_without_gradio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--port", "0"], "argument --port: 0 is not a number from 1 to 65535"),
-        (["--port", "many"], "argument --port: many is not a number from 1 to 65535"),
+        (["--port", "0"], "argument --port: 0 is not a whole number from 1 to 65535"),
+        (["--port", "many"], "argument --port: many is not a whole number from 1 to 65535"),
         (["--model", "./none"], "no such model: ./none"),
         (["--device", "toaster"], "the device toaster cannot be used"),
         (["--export-space", "{full}"], "{full} is not an empty folder"),

@@ -103,7 +103,7 @@ def test_a_case_that_fails_costs_its_own_row(
     [
         (["--cases", "forward,backward"], "'backward' is not one of"),
         (["--size", "800"], "800 is not a size such as 800x1200"),
-        (["--labels", "0"], "0 is not a number from 1"),
+        (["--labels", "0"], "0 is not a whole number from 1 up"),
         (["--dtypes", "int8"], "'int8' is not one of"),
         (["--device", "nonsense"], "the device nonsense cannot be used"),
         (["--model", "/no/such"], "give either --tiny or --model"),

@@ -468,7 +468,7 @@ def test_bad_predictions_are_one_line_and_2(
         (("--annotations", "{mine}", "--predictions", "x", "--top-k", "5"), "--chunk-size and --top-k are for asking"),
         (("--annotations", "{folder}/none.json"), "none.json: No such file or directory"),
         (("--annotations", "{mine}", "--format", "koko"), "koko"),
-        (("--annotations", "{mine}", "--limit", "0"), "0 is not a number from 1 up"),
+        (("--annotations", "{mine}", "--limit", "0"), "argument --limit: 0 is not a whole number from 1 up"),
         (("--annotations", "{mine}", "--modle", "x"), "unrecognized arguments: --modle"),
         (("--annotations", "{mine}", "--model", "./none"), "no such model: ./none"),
         (("--annotations", "{mine}", "--device", "cuda:77"), "the device cuda:77 cannot be used"),

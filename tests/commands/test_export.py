@@ -153,7 +153,7 @@ def zipfile_content(path: Path) -> bytes:
     [
         (["model.pt2"], "model.pt2: a file of the format onnx ends in .onnx"),
         (["model.onnx", "--format", "openvino"], "model.onnx: a file of the format openvino ends in .xml"),
-        (["model.onnx", "--opset", "17"], "argument --opset: 17 is not a whole number of at least 18"),
+        (["model.onnx", "--opset", "17"], "argument --opset: 17 is not a whole number from 18 up"),
         (["model.onnx", "--dtype", "bfloat16"], "argument --dtype: invalid choice: 'bfloat16'"),
         (["model.onnx", "--model", "./nowhere"], "no such model: ./nowhere"),
     ],

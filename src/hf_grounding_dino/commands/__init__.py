@@ -6,9 +6,11 @@ code`. It imports what takes long to import inside its functions, so that `--hel
 
 from __future__ import annotations
 
+import argparse
+import shlex
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -32,6 +34,24 @@ class UserError(Exception):
 def complain(problem: object) -> None:
     """Say on one line of stderr what went wrong, beside any progress bar."""
     tqdm.write(f"{PROGRAM}: {' '.join(str(problem).split())}", file=sys.stderr)
+
+
+def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """The type of an option that is a whole number from `least` on."""
+
+    def read(text: str) -> int:
+        if text.isdecimal() and least <= int(text) and (most is None or int(text) <= most):
+            return int(text)
+        bounds = f"from {least} up" if most is None else f"from {least} to {most}"
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number {bounds}")
+
+    return read
+
+
+def command_line(name: str) -> str:
+    """What repeats this run of a command; scripts are not told its name."""
+    words = sys.argv[1:]
+    return shlex.join([PROGRAM, *([] if words[:1] == [name] else [name]), *words])
 
 
 def usable_device(name: str) -> torch.device:

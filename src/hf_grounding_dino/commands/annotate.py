@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from hf_grounding_dino.assets import NANO
 
-from . import UserError, complain, quiet_libraries
+from . import UserError, complain, quiet_libraries, whole_number
 from .detect import CALIBRATED, DTYPES, calibrated_thresholds, load_detector, requested_labels, share_or_calibrated
 from .pictures import find_pictures, make_folder
 from .problems import user_errors
@@ -80,9 +80,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.7,
         help="of two boxes of one label that overlap by more (IoU), keep the better; 1 keeps all (%(default)s)",
     )
-    parser.add_argument("--top-k", type=int, metavar="K", help="the most boxes of a picture")
-    parser.add_argument("--batch-size", type=int, default=4, help="pictures that run together (%(default)s)")
-    parser.add_argument("--threads", type=int, help="that read pictures ahead; by default one a core")
+    parser.add_argument("--top-k", type=whole_number(1), metavar="K", help="the most boxes of a picture")
+    parser.add_argument(
+        "--batch-size", type=whole_number(1), default=4, help="pictures that run together (%(default)s)"
+    )
+    parser.add_argument("--threads", type=whole_number(1), help="that read pictures ahead; by default one a core")
     parser.add_argument(
         "--shard", metavar="I/N", help="do part I of N, from 1/N to N/N; under `accelerate launch`, one a process"
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hf_grounding_dino.assets import NANO
 
-from . import UserError, quiet_libraries
+from . import UserError, quiet_libraries, whole_number
 from .detect import DTYPES, load_detector
 from .problems import system_reason
 
@@ -24,17 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (%(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="what to compute in (%(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="where it listens; 0.0.0.0 for all who reach this machine")
-    parser.add_argument("--port", type=_port, default=7860, help="(%(default)s)")
+    parser.add_argument("--port", type=whole_number(1, 65535), default=7860, help="(%(default)s)")
     parser.add_argument("--share", action="store_true", help="give it a public address too, through gradio.live")
     parser.add_argument(
         "--export-space", type=Path, metavar="FOLDER", help="write the page as a Space of the Hub, and end"
     )
-
-
-def _port(text: str) -> int:
-    if not (text.isdecimal() and 1 <= int(text) <= 65535):
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 to 65535")
-    return int(text)
 
 
 def run(arguments: argparse.Namespace) -> int:

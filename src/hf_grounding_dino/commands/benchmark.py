@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import io
 import logging
-import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_grounding_dino.benchmark.settings import CASES, DTYPES, FULL, TINY, Settings, Size
 
-from . import PROGRAM, UserError, quiet_libraries, usable_device
+from . import UserError, command_line, quiet_libraries, usable_device, whole_number
 from .detect import load_detector
 from .pictures import make_folder, write_file
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from hf_grounding_dino.benchmark.subjects import Bench
 
 _GPU_REPEATS = 20
+_count = whole_number(1)
 # No option has a value unless it is given: the others come from the settings, full or tiny.
 _NAMES = (
     "cases", "size", "train_size", "batches", "labels", "dtypes", "repeats", "stock_labels", "stock_chunks",
@@ -67,12 +67,6 @@ def _shown(value: Any) -> str:
         is_size = len(value) == 2 and value in (FULL.size, FULL.train_size)
         return ("x" if is_size else ",").join(map(str, value))
     return str(value)
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 1")
-    return int(text)
 
 
 def _counts(text: str) -> tuple[int, ...]:
@@ -138,8 +132,7 @@ def _measure(bench: Bench, output: Path) -> list[Row]:
     from hf_grounding_dino.benchmark import report, runner
     from hf_grounding_dino.benchmark.plot import plot
 
-    command = shlex.join([PROGRAM, "benchmark", *sys.argv[2 if sys.argv[1:2] == ["benchmark"] else 1 :]])
-    about = report.environment(bench.device, command)
+    about = report.environment(bench.device, command_line("benchmark"))
     rows: list[Row] = []
     for row in runner.run(bench):
         sys.stderr.write(f"{report.summary(row)}\n")

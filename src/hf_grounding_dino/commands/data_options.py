@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import UserError
+from . import UserError, whole_number
 
 if TYPE_CHECKING:
     from hf_grounding_dino.evaluation.benchmarks import Benchmark
@@ -25,6 +25,7 @@ class Chosen(NamedTuple):
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that `chosen_tasks` reads."""
+    count = whole_number(1)
     parser.add_argument("benchmark", nargs="?", metavar="BENCHMARK", help="coco, lvis_minival, odinw13, ... (--list)")
     parser.add_argument("--list", action="store_true", help="show the benchmarks with the files that they need")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="of a benchmark: where its files lie")
@@ -44,9 +45,9 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         "--as", dest="reading", choices=("phrases", "expressions"), default="phrases",
         help="of captions: look for their phrases, or take each as one expression (%(default)s)",
     )  # fmt: skip
-    parser.add_argument("--chunk-size", type=_positive, metavar="N", help="labels a prompt (as the protocol has it)")
-    parser.add_argument("--top-k", type=_positive, metavar="N", help="boxes that are kept (as the protocol has it)")
-    parser.add_argument("--limit", type=_positive, metavar="N", help="the first N cases only")
+    parser.add_argument("--chunk-size", type=count, metavar="N", help="labels a prompt (as the protocol has it)")
+    parser.add_argument("--top-k", type=count, metavar="N", help="boxes that are kept (as the protocol has it)")
+    parser.add_argument("--limit", type=count, metavar="N", help="the first N cases only")
     parser.add_argument(
         "--leave-out-missing",
         action="store_true",
@@ -55,20 +56,14 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mmdet-compatible", action="store_true", help="count as mmdetection does where that moves a number"
     )
-    parser.add_argument("--batch-size", type=_positive, default=1, metavar="N", help="pictures at a time (%(default)s)")
-    parser.add_argument("--num-workers", type=_positive, default=2, metavar="N", help="threads that open pictures")
+    parser.add_argument("--batch-size", type=count, default=1, metavar="N", help="pictures at a time (%(default)s)")
+    parser.add_argument("--num-workers", type=count, default=2, metavar="N", help="threads that open pictures")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (%(default)s)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument(
         "--predictions", type=Path, metavar="PATH",
         help="score these instead of asking a model: a folder of an earlier run, or a JSON list of COCO results",
     )  # fmt: skip
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 up")
-    return int(text)
 
 
 def chosen_tasks(arguments: argparse.Namespace) -> Chosen:

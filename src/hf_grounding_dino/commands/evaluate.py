@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_grounding_dino.assets import NANO
 
-from . import PROGRAM, complain, quiet_libraries
+from . import PROGRAM, command_line, complain, quiet_libraries
 from .asking import Asked, ask, detector_for, join_processes, results_path
 from .data_options import Chosen, add_data_options, benchmark_lines, chosen_tasks
 from .pictures import check_folder
@@ -119,7 +118,7 @@ def _reported(
         missing=task.missing,
         unreadable=tuple(f"{one.case_id}: {one.reason}" for one in unreadable),
         published=tuple(_published(chosen.benchmark, arguments, task.name)) if chosen.benchmark else (),
-        command=_command(),
+        command=command_line("evaluate"),
     )
     return make_report(
         task,
@@ -149,12 +148,6 @@ def _counting(chosen: Chosen, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _model_name(arguments: argparse.Namespace) -> str:
     return NANO.name if arguments.model == str(NANO) else str(arguments.model)
-
-
-def _command() -> str:
-    """What repeats this; scripts/evaluate.py is not told the name of the command."""
-    words = sys.argv[1:]
-    return shlex.join([PROGRAM, *([] if words[:1] == ["evaluate"] else ["evaluate"]), *words])
 
 
 def _published(benchmark: Benchmark, arguments: argparse.Namespace, part: str = "") -> Iterator[Published]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_grounding_dino.assets import DEMO_LABELS, DEMO_PICTURE, NANO
 
-from . import UserError, complain, quiet_libraries
+from . import UserError, complain, quiet_libraries, whole_number
 from .detect import load_detector
 from .pictures import make_folder, write_file
 from .problems import user_errors
@@ -45,17 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=DTYPES[0],
         help="of the weights; boxes and where the picture is looked at stay in float32 (%(default)s)",
     )
-    parser.add_argument("--opset", type=_opset, default=_OLDEST_OPSET, help="of ONNX, at least 18 (%(default)s)")
+    parser.add_argument(
+        "--opset", type=whole_number(_OLDEST_OPSET), default=_OLDEST_OPSET, help="of ONNX, at least 18 (%(default)s)"
+    )
     parser.epilog = (
         "The file takes any number of pictures, sizes and prompt lengths. What prepares its inputs is written beside"
         " it: processor_config.json and the tokenizer's files."
     )
-
-
-def _opset(text: str) -> int:
-    if not text.isdecimal() or int(text) < _OLDEST_OPSET:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least {_OLDEST_OPSET}")
-    return int(text)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from . import UserError, quiet_libraries
+from . import quiet_libraries, whole_number
 from .problems import user_errors
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--streaming", action="store_true", help="of format datasets: read from the beginning")
     parser.add_argument("--decode", action="store_true", help="open every picture, too")
     parser.add_argument(
-        "--examples", type=int, default=3, metavar="N", help="findings shown of each kind (%(default)s)"
+        "--examples", type=whole_number(0), default=3, metavar="N", help="findings shown of each kind (%(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -75,8 +75,6 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from hf_grounding_dino.data.records import DataError, SourceEntry
 
-    if arguments.examples < 0:
-        raise UserError(f"--examples {arguments.examples} is less than 0")
     entry = SourceEntry(
         format=arguments.format,
         annotations=arguments.annotations,
