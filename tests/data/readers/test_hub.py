@@ -97,7 +97,7 @@ class TestDetection:
         rows = [{"objects": objects([1, 2, 3, 4])}, {"objects": {"bbox": [], "category": []}}, {"objects": None}]
         records = read(save_parquet(tmp_path / "a.parquet", rows))
         assert [len(records[i].boxes) for i in range(3)] == [1, 0, 0]
-        assert kinds(records) == ["unused category", "no boxes"]
+        assert kinds(records) == ["no boxes", "unused category"]
 
     def test_area_crowd_and_ids(self, tmp_path: Path) -> None:
         both = objects([1, 2, 3, 4], [9, 9, 9, 9], area=[7.5, 80.0], iscrowd=[0, 1])

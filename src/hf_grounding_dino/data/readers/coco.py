@@ -14,15 +14,12 @@ from .common import (
     FindingLog,
     ImageFolder,
     as_integer,
+    category_number,
     clean_names,
     named_boxes,
-    note_gaps,
-    note_unused,
-    note_without_boxes,
     picture_size,
     read_document,
     read_json,
-    refuse_useless,
 )
 from .packed import PackedRecords, Picture, RecordPacker
 
@@ -42,7 +39,7 @@ def read(entry: SourceEntry) -> PackedRecords:
     log = FindingLog(path)
     document = read_document(path, ("images", "annotations", "categories"))
     categories = _categories(document["categories"], path, log)
-    names = _prompt_names(categories, entry.label_map, path)
+    words = _prompt_names(categories, entry.label_map, path)
     packer = RecordPacker()
     folder = ImageFolder(entry.images or path.parent, path)
     positions = {number: i for i, number in enumerate(categories)}
@@ -51,12 +48,7 @@ def read(entry: SourceEntry) -> PackedRecords:
         if picture := listed_picture(image, where, folder, log):
             picture = picture._replace(**_federated(image, positions, where, log))
             _add(packer, picture, targets, positions, where, log)
-    note_crowd(packer, str(path), log)
-    note_without_boxes(packer.without_boxes, len(packer), str(path), log)
-    refuse_useless(len(packer), packer.num_boxes, str(path), log)
-    note_unused(tuple(categories.values()), packer.label_counts(len(names)), str(path), log)
-    name = set_name(entry, path)
-    return packer.finish(name, folder.root, log.findings, label_names=names, category_ids=tuple(categories))
+    return packer.finish(set_name(entry, path), folder.root, log, categories, words=words)
 
 
 def images_with_annotations(
@@ -121,13 +113,6 @@ def area_of(annotation: dict[str, Any]) -> float:
     return float(area) if isinstance(area, int | float) and not isinstance(area, bool) else math.nan
 
 
-def note_crowd(packer: RecordPacker, where: str, log: FindingLog) -> None:
-    """One finding "crowd" that says how many boxes are around a group."""
-    if packer.num_crowd:
-        text = f"{packer.num_crowd} of {packer.num_boxes} boxes are around a group; kept, not trained on"
-        log.add("crowd", where, text)
-
-
 def _add(
     packer: RecordPacker,
     picture: Picture,
@@ -137,7 +122,7 @@ def _add(
     log: FindingLog,
 ) -> None:
     written = [annotation.get("category_id") for annotation in annotations]
-    labels = [positions.get(_number(category)) for category in written]
+    labels = [positions.get(category_number(category)) for category in written]
     crowd = [is_crowd(annotation) for annotation in annotations]
     # A crowd box is no duplicate of a single object's.
     names = [label if label is None else (label, group) for label, group in zip(labels, crowd, strict=True)]
@@ -152,19 +137,13 @@ def _add(
     )
 
 
-def _number(value: object) -> int:
-    """A category's number; -1, which no category has, for anything that is none."""
-    number = as_integer(value)
-    return -1 if number is None else number
-
-
 def _federated(image: dict[str, Any], positions: dict[int, int], where: str, log: FindingLog) -> dict[str, Any]:
     """What LVIS says of a picture: categories that are not in it, and categories of which boxes are missing."""
     said = {}
     for field, key in (("absent", "neg_category_ids"), ("incomplete", "not_exhaustive_category_ids")):
         if not isinstance(image.get(key), list):
             continue
-        numbers = [_number(value) for value in image[key]]
+        numbers = [category_number(value) for value in image[key]]
         if unknown := [value for value, number in zip(image[key], numbers, strict=True) if number not in positions]:
             log.add("unknown category", where, f"{key} has {unknown[0]!r}, which is not in the file; ignored")
         said[field] = tuple(dict.fromkeys(positions[number] for number in numbers if number in positions))
@@ -190,7 +169,6 @@ def _categories(raw: Sequence[object], path: Path, log: FindingLog) -> dict[int,
         seen.add(name)
     if not categories:
         raise DataError(f"{path}: has no categories")
-    note_gaps(tuple(categories), str(path), log)
     return categories
 
 

@@ -149,6 +149,12 @@ def as_integer(value: object) -> int | None:
     return int(value) if isinstance(value, float) and value.is_integer() else None
 
 
+def category_number(value: object) -> int:
+    """A category's number; -1, which none has, for anything that is no whole number."""
+    number = as_integer(value)
+    return -1 if number is None else number
+
+
 def picture_size(width: object, height: object, where: str, log: FindingLog) -> tuple[int, int] | None:
     """(width, height) in pixels, None where the file has none; anything but two positive numbers is "wrong size"."""
     if width is None and height is None:

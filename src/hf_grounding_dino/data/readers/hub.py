@@ -19,9 +19,6 @@ from ..records import DataError, Finding, ImageSource, Record, SourceEntry
 from .common import (
     FindingLog,
     clean_names,
-    note_gaps,
-    note_unused,
-    note_without_boxes,
     picture_size,
     refuse_useless,
 )
@@ -162,18 +159,12 @@ def _read_table(
             rows.append(number)
             packer.add(Picture(image_id, "", size, boxes.caption), *boxes[:4])
     watch.check()
-    refuse_useless(len(packer), packer.num_boxes, where, log)
-    if packer.num_crowd:
-        text = f"{packer.num_crowd} of {packer.num_boxes} boxes are around a group; kept, not trained on"
-        log.add("crowd", where, text)
-    if labels.ids:
-        note_gaps(labels.ids, where, log)
-        note_unused(labels.names, packer.label_counts(len(labels.names)), where, log)
-    note_without_boxes(packer.without_boxes, len(packer), where, log)
-    name, findings = _name(entry), log.findings
-    packed = packer.finish(name, images.folder, findings, label_names=labels.names, category_ids=labels.ids)
+    names = dict(zip(labels.ids, labels.names, strict=True))
+    packed = packer.finish(_name(entry), images.folder, log, names, words=labels.names)
     table = data.select_columns([images.column])
-    return HubRecords(packed, table, rows, images.folder, name, labels.names, labels.ids, findings)
+    return HubRecords(
+        packed, table, rows, images.folder, packed.name, labels.names, labels.ids, packed.findings
+    )  # fmt: skip
 
 
 def _rows_with_heads(data: datasets.Dataset, images: _Images) -> Iterator[tuple[dict[str, Any], Any]]:

@@ -7,15 +7,13 @@ from typing import Any
 
 from ..records import SourceEntry, set_name
 from .captions import Caption, checked_spans, strip_caption
-from .coco import area_of, images_with_annotations, is_crowd, listed_picture, note_crowd
+from .coco import area_of, images_with_annotations, is_crowd, listed_picture
 from .common import (
     FindingLog,
     ImageFolder,
     as_integer,
     checked_boxes,
-    note_without_boxes,
     read_document,
-    refuse_useless,
 )
 from .packed import PackedRecords, Picture, RecordPacker, Spans
 
@@ -44,10 +42,7 @@ def read(entry: SourceEntry) -> PackedRecords:
         elif picture := listed_picture(image, where, folder, log):
             caption = strip_caption(written)
             _add(packer, picture._replace(caption=caption.text), caption, targets, where, log)
-    note_crowd(packer, str(path), log)
-    note_without_boxes(packer.without_boxes, len(packer), str(path), log)
-    refuse_useless(len(packer), packer.num_boxes, str(path), log)
-    return packer.finish(set_name(entry, path), folder.root, log.findings)
+    return packer.finish(set_name(entry, path), folder.root, log, {})
 
 
 def _add(

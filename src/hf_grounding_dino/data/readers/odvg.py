@@ -21,6 +21,7 @@ from .common import (
     FindingLog,
     ImageFolder,
     as_integer,
+    category_number,
     checked_boxes,
     clean_names,
     json_lines,
@@ -179,7 +180,7 @@ class LineParser:
             log.add("malformed entry", where, "'instances' is not a list of objects; left out")
             return None
         written = [instance.get("label") for instance in instances]
-        labels = [self.labels.positions.get(_number(label)) for label in written]
+        labels = [self.labels.positions.get(category_number(label)) for label in written]
         boxes = [instance.get("bbox") for instance in instances]
         checked = named_boxes(boxes, labels, written, size=picture.size, where=where, log=log)
         return Record(
@@ -240,12 +241,6 @@ def _boxes_of(value: object) -> list[object]:
 
 def _are_objects(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(item, dict) for item in value)
-
-
-def _number(value: object) -> int:
-    """A label's number; -1, which no map has, for anything that is none."""
-    number = as_integer(value)
-    return -1 if number is None else number
 
 
 def parse_line(line: bytes, path: Path, number: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..records import Finding, Record
+from .common import FindingLog, clean_names, note_gaps, note_unused, note_without_boxes, refuse_useless
 
 Spans = tuple[tuple[int, int], ...]
 Floats = npt.NDArray[np.float32]
@@ -136,11 +137,6 @@ class RecordPacker:
         """Number of boxes so far."""
         return self._first[-1]
 
-    @property
-    def num_crowd(self) -> int:
-        """Number of boxes around a group so far."""
-        return sum(self._crowd)
-
     def add(
         self, picture: Picture, boxes: Tensor, names: Sequence[Hashable], crowd: list[bool], area: list[float]
     ) -> None:
@@ -156,20 +152,48 @@ class RecordPacker:
         self._area.extend(area)
         self._first.append(self._first[-1] + len(boxes))
 
-    def label_counts(self, num_labels: int) -> list[int]:
-        """How many boxes each label has."""
-        counts: list[int] = np.bincount(np.array(self._names, dtype=np.int64), minlength=num_labels).tolist()
-        return counts
-
     def finish(
         self,
         name: str,
         root: Path,
-        findings: tuple[Finding, ...],
-        label_names: tuple[str, ...] = (),
-        category_ids: tuple[int, ...] = (),
+        log: FindingLog,
+        categories: Mapping[int, str],
+        *,
+        words: tuple[str, ...] | None = None,
+        crowd: str = "around a group",
     ) -> PackedRecords:
-        """The set of all that was added; without label names it is a grounding set."""
+        """The set of all that was added, and findings about the whole of it.
+
+        Args:
+            name: of the set.
+            root: the folder that the pictures' file names start from.
+            log: takes the findings, and has those of the set.
+            categories: name of each label by its number; without any it is a grounding set.
+            words: what the labels are called in prompts; left out, their names, cleaned.
+            crowd: what boxes are that are not trained on.
+
+        Raises:
+            DataError: no record, or no valid box in any of them.
+        """
+        if num_crowd := sum(self._crowd):
+            log.add("crowd", log.file, f"{num_crowd} of {self.num_boxes} boxes are {crowd}; kept, not trained on")
+        note_without_boxes(self.without_boxes, len(self), log.file, log)
+        refuse_useless(len(self), self.num_boxes, log.file, log)
+        if categories:
+            note_gaps(tuple(categories), log.file, log)
+            counts = np.bincount(np.array(self._names, dtype=np.int64), minlength=len(categories))
+            note_unused(tuple(categories.values()), counts, log.file, log)
+        label_names = clean_names(tuple(categories.values())) if words is None else words
+        return self._packed(name, root, log.findings, label_names, tuple(categories))
+
+    def _packed(
+        self,
+        name: str,
+        root: Path,
+        findings: tuple[Finding, ...],
+        label_names: tuple[str, ...],
+        category_ids: tuple[int, ...],
+    ) -> PackedRecords:
         pictures = self.pictures
         federated = any(picture.absent is not None for picture in pictures)
         spans = [] if label_names else [span for names in self._names for span in names]

@@ -14,13 +14,8 @@ from .common import (
     FindingLog,
     ImageFolder,
     checked_boxes,
-    clean_names,
-    note_gaps,
-    note_unused,
-    note_without_boxes,
     picture_size,
     read_bytes,
-    refuse_useless,
 )
 from .headers import PICTURE_SUFFIXES
 from .names import read_names
@@ -79,16 +74,8 @@ def read(entry: SourceEntry) -> PackedRecords:
         tree = trees[path]
         if tree is not None and (picture := _picture(path, tree, layout, log)):
             _add(packer, picture, objects[path], positions, str(path), log)
-    refuse_useless(len(packer), packer.num_boxes, entry.annotations, log)
-    if packer.num_crowd:
-        text = f"{packer.num_crowd} of {packer.num_boxes} boxes are difficult; kept, not trained on"
-        log.add("crowd", entry.annotations, text)
-    note_gaps(tuple(names), entry.annotations, log)
-    note_unused(tuple(names.values()), packer.label_counts(len(names)), entry.annotations, log)
-    note_without_boxes(packer.without_boxes, len(packer), entry.annotations, log)
     name = entry.name or Path(entry.annotations).absolute().name
-    words = clean_names(tuple(names.values()))
-    return packer.finish(name, layout.pictures.root, log.findings, label_names=words, category_ids=tuple(names))
+    return packer.finish(name, layout.pictures.root, log, names, crowd="difficult")
 
 
 # --- which files -------------------------------------------------------------------------------------------------

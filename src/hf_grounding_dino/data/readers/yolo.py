@@ -12,12 +12,7 @@ from .common import (
     FindingLog,
     as_integer,
     checked_boxes,
-    clean_names,
-    note_gaps,
-    note_unused,
-    note_without_boxes,
     read_bytes,
-    refuse_useless,
 )
 from .headers import PICTURE_SUFFIXES, upright_sizes
 from .names import names_of, read_names, read_yaml
@@ -76,13 +71,8 @@ def read(entry: SourceEntry) -> PackedRecords:
         raise DataError(f"{path}: no picture in its folders")
     packer = RecordPacker()
     _add_all(packer, layout, log, path)
-    numbers, names = tuple(layout.names), tuple(layout.names.values())
-    refuse_useless(len(packer), packer.num_boxes, str(path), log)
-    note_gaps(numbers, str(path), log)
-    note_unused(names, packer.label_counts(len(names)), str(path), log)
-    note_without_boxes(packer.without_boxes, len(packer), str(path), log)
     name = entry.name or (path.absolute().parent.name if path.name in _YAML_NAMES else path.stem)
-    return packer.finish(name, layout.root, log.findings, label_names=clean_names(names), category_ids=numbers)
+    return packer.finish(name, layout.root, log, layout.names)
 
 
 # --- which files -------------------------------------------------------------------------------------------------
