@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +15,7 @@ from ..data.readers.common import parse_json, read_bytes
 from ..data.records import DataError
 from ..whole_files import whole_file
 from .tasks import CaseId
+from .truth import corners_of, is_number
 
 _FIELDS = ("image_id", "category_id", "bbox", "score")
 _ROW = object()
@@ -79,23 +79,20 @@ class ResultsFile:
                 lacking = [name for name in _FIELDS if not isinstance(entry, dict) or name not in entry]
                 raise DataError(f"{self.path}, entry {number}: has no {lacking[0] if lacking else _FIELDS[0]}")
 
-    def _entry(self, entry: Mapping[str, Any]) -> Any:
+    def _entry(self, entry: dict[str, Any]) -> Any:
         """Take an entry into the arrays as soon as it is read, so that the file is never there as objects."""
         if not all(name in entry for name in _FIELDS):
             return entry
         where = f"{self.path}, entry {len(self) + 1}"
-        image_id, label, box, score = (entry[name] for name in _FIELDS)
+        image_id, label, score = (entry[name] for name in ("image_id", "category_id", "score"))
         if not isinstance(image_id, int | str) or type(label) is not int:
             raise DataError(f"{where}: image_id and category_id are whole numbers, not {image_id!r} and {label!r}")
-        if not _is_number(score):
+        if not is_number(score):
             raise DataError(f"{where}: score is a finite number, not {score!r}")
-        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-            raise DataError(f"{where}: bbox is [x, y, width, height], four finite numbers, not {box!r}")
-        if box[2] < 0 or box[3] < 0:
-            raise DataError(f"{where}: bbox {box} has a negative width or height")
+        corners = corners_of(entry, where)
         self._rows.append(self._images.setdefault(image_id, len(self._images)))
         self._labels.append(label)
-        self._boxes.extend((box[0], box[1], box[0] + box[2], box[1] + box[3]))
+        self._boxes.extend(corners)
         self._scores.append(score)
         return _ROW
 
@@ -125,7 +122,3 @@ def write_results(path: str | os.PathLike[str], predictions: Iterable[Mapping[st
                 count += 1
         stream.write("\n]\n")
     return count
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -219,7 +219,7 @@ def corners_of(entry: Json, where: str) -> tuple[float, float, float, float]:
         DataError: it is something else, or a side is negative.
     """
     box = entry.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
         raise DataError(f"{where}: bbox is [x, y, width, height], four finite numbers, not {box!r}")
     x, y, width, height = box
     if width < 0 or height < 0:
@@ -255,7 +255,8 @@ def _is_id(value: object) -> bool:
     return isinstance(value, int | str) and not isinstance(value, bool)
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether it is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -294,7 +295,7 @@ def _packed(
             raise DataError(f"{where}: there is no category {label!r}")
         box = corners_of(entry, where)
         size = entry.get("area")
-        if size is not None and not _is_number(size):
+        if size is not None and not is_number(size):
             raise DataError(f"{where}: area is a number of pixels, not {size!r}")
         if label in kept:
             corners.extend(box)
