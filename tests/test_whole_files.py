@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from hf_grounding_dino.whole_files import write_whole
+from hf_grounding_dino.whole_files import write_picture, write_whole
 
 
 def test_text_and_bytes_take_the_place_of_what_was_there(tmp_path: Path) -> None:
@@ -17,6 +18,16 @@ def test_text_and_bytes_take_the_place_of_what_was_there(tmp_path: Path) -> None
     write_whole(str(path), b"\x00")
     assert path.read_bytes() == b"\x00"
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_picture_is_png_and_one_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    """CMYK is nothing that PNG has."""
+    path = write_picture(tmp_path / "new" / "a.png", Image.new("RGB", (3, 2)))
+    with pytest.raises(OSError, match="CMYK"):
+        write_picture(path, Image.new("CMYK", (1, 1)))
+    with Image.open(path) as picture:
+        assert (picture.format, picture.size) == ("PNG", (3, 2))
+    assert os.listdir(path.parent) == ["a.png"]
 
 
 @pytest.mark.parametrize("step", ["write_bytes", "replace"])

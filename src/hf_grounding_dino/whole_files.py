@@ -8,6 +8,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @contextmanager
@@ -64,6 +68,17 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> Path:
     """
     with whole_file(path) as unfinished:
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+    return Path(path)
+
+
+def write_picture(path: str | os.PathLike[str], picture: Image.Image) -> Path:
+    """As `write_whole`, a picture as PNG.
+
+    Raises:
+        OSError: as `whole_file`.
+    """
+    with whole_file(path) as unfinished:
+        picture.save(unfinished, format="PNG")
     return Path(path)
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ..canvas import GREY, GRID, INK, Canvas, nice_step
 from ..drawing import Color
+from ..whole_files import write_picture, write_whole
 from .comparison import DENOISED, OURS, STOCK, VARIANTS, ComparisonSettings, Score, Trial
 from .curves import Axis, step_text, tick_text, value_axis
 
@@ -36,8 +37,8 @@ class Mean(NamedTuple):
 
 def write_report(output: Path, settings: ComparisonSettings, trials: Sequence[Trial]) -> None:
     """Write `comparison.md` and `comparison.png` of all that is measured so far."""
-    (output / TABLE_FILE).write_text(table(settings, trials))
-    plot(trials).save(output / PLOT_FILE)
+    write_whole(output / TABLE_FILE, table(settings, trials))
+    write_picture(output / PLOT_FILE, plot(trials))
 
 
 def means(trials: Iterable[Trial], variant: str) -> list[Mean]:

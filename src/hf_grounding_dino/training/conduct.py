@@ -22,7 +22,7 @@ from ..data.training_set import Skipped, training_batches
 from ..evaluation.records import evaluate_records
 from ..modeling_grounding_dino import GroundingDinoForObjectDetection
 from ..vocabulary import detect
-from ..whole_files import write_whole
+from ..whole_files import write_picture, write_whole
 from .card import CURVES_FILE, EXAMPLES_FILE
 from .curves import plot_losses
 from .facts import RECIPE_FILE, set_facts, write_data_facts
@@ -226,8 +226,7 @@ class Conductor:
         if self.is_main and shown:
             records = shown[0]
             drawings = list(islice(self._drawings(model, records), PICTURES_SHOWN))
-            path.parent.mkdir(exist_ok=True)
-            snapshot_sheet(drawings).save(path)
+            write_picture(path, snapshot_sheet(drawings))
         self.run.accelerator.wait_for_everyone()
 
     def _drawings(self, model: GroundingDinoForObjectDetection, records: RecordSet) -> Iterator[Image.Image]:
@@ -287,7 +286,7 @@ class Conductor:
         self._draw(model, self.folder.path / EXAMPLES_FILE)
         curves = plot_losses(self.progress.path) if self.is_main else None
         if curves is not None:
-            curves.save(self.folder.path / CURVES_FILE)
+            write_picture(self.folder.path / CURVES_FILE, curves)
         return after
 
     def _publish(self, repo_id: str) -> None:

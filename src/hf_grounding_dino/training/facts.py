@@ -14,6 +14,7 @@ import yaml
 from safetensors import safe_open
 
 from ..data.records import RecordSet, RecordStream, SourceEntry
+from ..whole_files import write_whole
 from .curves import main_metrics
 from .history import NOTHING_TO_MEASURE, History, Point, read_history
 from .states import METRICS_FILE, STEP_FILE
@@ -171,11 +172,11 @@ def set_facts(records: RecordSet | RecordStream, role: str, entry: SourceEntry) 
 
 def write_data_facts(run: Path, sets: Iterable[SetFacts]) -> None:
     """Write `data.json` into the folder of a run, for its model card."""
-    (run / DATA_FILE).write_text(json.dumps([asdict(one) for one in sets], indent=1, ensure_ascii=False))
+    write_whole(run / DATA_FILE, json.dumps([asdict(one) for one in sets], indent=1, ensure_ascii=False))
 
 
 def _data_facts(run: Path) -> tuple[SetFacts, ...]:
-    rows = json.loads((run / DATA_FILE).read_text()) if (run / DATA_FILE).is_file() else []
+    rows = json.loads((run / DATA_FILE).read_bytes()) if (run / DATA_FILE).is_file() else []
     return tuple(SetFacts(**{**row, "labels": tuple(row["labels"])}) for row in rows)
 
 
