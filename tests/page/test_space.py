@@ -27,6 +27,7 @@ from packaging.version import Version
 
 import hf_grounding_dino
 from hf_grounding_dino.assets import DEMO_PICTURE, NANO
+from hf_grounding_dino.page import space
 from hf_grounding_dino.page.space import export_space
 from tiny import tiny_model
 
@@ -98,7 +99,7 @@ def test_without_the_package_installed(tmp_path: Path, monkeypatch: pytest.Monke
     def none(name: str) -> None:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr("hf_grounding_dino.page.space.distribution", none)
+    monkeypatch.setattr(space, "distribution", none)
     with pytest.raises(ValueError, match="hf-grounding-dino is not installed"):
         export_space(tmp_path / "space")
     assert not list(tmp_path.iterdir())
