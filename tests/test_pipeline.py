@@ -174,6 +174,8 @@ def test_labels_in_any_form(pipe: Any, image: Image.Image, found: Any) -> None:
     assert same(pipe(image, candidate_labels=np.array(LABELS), threshold=0.3), found)
     assert same(pipe([image], candidate_labels=(label for label in LABELS), threshold=0.3)[0], found)
     assert same(pipe(image, candidate_labels=", ".join(LABELS), threshold=0.3), found)
+    (comma,) = pipe(image, candidate_labels='"red, square"', threshold=0.3, top_k=1)
+    assert comma["label"] == "red, square"
     assert same(pipe(image, candidate_labels=tuple(LABELS), threshold=0.3), found)
     assert same(pipe(image, text_queries=LABELS, threshold=0.3), found)
     two = pipe([image, image], candidate_labels=[LABELS, ["red square"]], threshold=0.3)
@@ -261,7 +263,7 @@ def test_what_is_wrong_is_named(pipe: Any, image: Image.Image, tmp_path: Path) -
     for nothing in (None, 5):
         with pytest.raises(ValueError, match="Give a picture"):
             pipe(nothing, candidate_labels=LABELS)
-    for option in ({"top_k": -1}, {"top_k": 1.5}, {"batch_size": 0}):
+    for option in ({"top_k": -1}, {"top_k": 1.5}, {"batch_size": 0}, {"nms": -1}, {"nms": "x"}, {"scoring": "avg"}):
         with pytest.raises(ValueError, match=next(iter(option))):
             pipe(image, candidate_labels=LABELS, **option)
 

@@ -59,6 +59,7 @@ def test_a_model_without_thresholds_says_so(tmp_path: Path) -> None:
         (np.float64(0.2), [0.2, 0.2, 0.2]),
         (dict(zip(LABELS, (0.3, 0.2, 0.1), strict=True)), [0.3, 0.2, 0.1]),
         (Thresholds(0.5, {"BLUE square": 0.4}), [0.5, 0.4, 0.5]),
+        (Thresholds(0.5, {"blue  square.": 0.4}), [0.5, 0.4, 0.5]),
     ],
 )
 def test_all_forms_give_one_threshold_a_label(threshold: Any, expected: list[float]) -> None:
@@ -78,6 +79,14 @@ def test_all_forms_give_one_threshold_a_label(threshold: Any, expected: list[flo
 def test_what_is_no_threshold_is_refused(threshold: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         threshold_per_label(threshold, LABELS)
+
+
+def test_a_label_is_found_as_a_prompt_or_a_data_set_has_it() -> None:
+    """With dots, and under the names that are cleaned for prompts; what has none is told."""
+    thresholds = Thresholds(0.5, {"red square": 0.1, "cyan_ring": 0.2})
+    labels = ["Red square.", "red_square", "red square (thin)", "cyan_ring", "cyan ring", "ring"]
+    assert thresholds.of(labels) == [0.1, 0.1, 0.1, 0.2, 0.5, 0.5]
+    assert thresholds.missing(labels) == ["cyan ring", "ring"]
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable, Iterator, Mapping
 from io import IOBase
 from itertools import islice, repeat
@@ -72,7 +73,8 @@ class GroundingDinoPipeline(ZeroShotObjectDetectionPipeline):
         Args:
             image: a picture (PIL image, array, tensor, path or URL); a dict with `image` and `candidate_labels`; or a
                 list, a dataset or a generator of either.
-            candidate_labels: a list of labels, or one string of labels parted by commas; for a list of pictures also
+            candidate_labels: a list of labels, or one string of labels parted by commas, in which a label in double
+                quotes may hold one; for a list of pictures also
                 one list of labels a picture. Dicts have their own.
             **kwargs: `threshold` (0.1): the least score, exclusive; one for all, one for each label as a list or a
                 mapping, or "calibrated" for those that `calibrate` has put beside the model (scored by "mean", which
@@ -138,7 +140,7 @@ class GroundingDinoPipeline(ZeroShotObjectDetectionPipeline):
         """
         image, labels = inputs["image"], inputs["candidate_labels"]
         if isinstance(labels, str):
-            labels = [label.strip() for label in labels.split(",")]
+            labels = [label.strip() for row in csv.reader([labels], skipinitialspace=True) for label in row]
         if labels is None or not len(labels):
             raise ValueError("No labels: give candidate_labels.")
         if isinstance(image, Image.Image):

@@ -136,7 +136,13 @@ def class_detections(
 
 
 def without_overlaps(detections: Detections, nms_threshold: float) -> Detections:
-    """Drop each box that a better one of the same class overlaps by more than `nms_threshold` (IoU)."""
+    """Drop each box that a better one of the same class overlaps by more than `nms_threshold` (IoU).
+
+    Raises:
+        ValueError: `nms_threshold` is not from 0 to 1.
+    """
+    if not isinstance(nms_threshold, (int, float, np.number)) or not 0 <= nms_threshold <= 1:
+        raise ValueError(f"nms_threshold={nms_threshold!r}: give a number from 0 to 1, or None for all boxes.")
     kept_K = batched_nms(detections["boxes"], detections["scores"], detections["labels"], nms_threshold)
     names: Sequence[str] = detections["text_labels"]
     return {

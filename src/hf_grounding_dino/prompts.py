@@ -111,6 +111,14 @@ def lower_case(text: str) -> str:
     return "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
 
 
+def clean_name(name: str) -> str:
+    """A category's name as words for a prompt: no "(...)", blanks for underscores, single blanks (mmdet `clean_name`).
+
+    "bow_(decorative_ribbons)" gives "bow"; case, hyphens, slashes and apostrophes stay.
+    """
+    return " ".join(re.sub(r"\(.*\)", "", name, flags=re.DOTALL).replace("_", " ").split())
+
+
 def label_list(labels: Any) -> list[Any]:
     """Labels, or what stands for them, as a list.
 

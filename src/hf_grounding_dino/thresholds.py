@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers.utils.hub import cached_file
 
 from .post_processing import Detections
+from .prompts import PHRASE_DELIMITERS, clean_name
 from .whole_files import write_whole
 
 THRESHOLDS_FILE = "thresholds.json"
@@ -25,11 +26,14 @@ CALIBRATED = "calibrated"
 class Thresholds:
     """The score above which a label is taken to be there.
 
+    Labels are found whatever their case, blanks and delimiters, as in a prompt, and by their clean name
+    (`prompts.clean_name`), which is what a model is trained on and asked for where a data set has "cat_(animal)".
+
     The scores are the benchmarks': the mean over the tokens of a label (`scoring="mean"` of `vocabulary.detect`).
 
     Args:
         default: for labels that are not listed.
-        labels: by label; case and the space around it do not matter.
+        labels: by label.
         source: what they were chosen on, for people.
     """
 
@@ -50,7 +54,15 @@ class Thresholds:
 
     def of(self, labels: Sequence[str]) -> list[float]:
         """The threshold of each label."""
-        return [self.labels.get(_key(label), self.default) for label in labels]
+        return [self.default if (own := self._own(label)) is None else own for label in labels]
+
+    def missing(self, labels: Sequence[str]) -> list[str]:
+        """The labels that have none of their own."""
+        return [label for label in labels if self._own(label) is None]
+
+    def _own(self, label: str) -> float | None:
+        own = self.labels.get(_key(label))
+        return self.labels.get(_key(clean_name(label))) if own is None else own
 
     @classmethod
     def read(cls, file: str | os.PathLike[str]) -> Self:
@@ -143,4 +155,6 @@ def _number(value: Any) -> float:
 
 
 def _key(label: str) -> str:
-    return label.strip().lower()
+    for delimiter in PHRASE_DELIMITERS:
+        label = label.replace(delimiter, " ")
+    return " ".join(label.lower().split())

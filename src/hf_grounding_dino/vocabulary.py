@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -13,7 +13,7 @@ from transformers.image_utils import ChannelDimension
 from .image_processing_grounding_dino import read_images
 from .modeling_grounding_dino import GroundingDinoForObjectDetection
 from .passage import EncodedImage
-from .post_processing import Detections, without_overlaps
+from .post_processing import Detections, checked_top_k, without_overlaps
 from .processing_grounding_dino import GroundingDinoProcessor
 from .prompts import NO_PHRASE, encode_labels, label_list, phrase_numbers, quoted, special_token_ids
 
@@ -130,6 +130,8 @@ class LabelPrompts:
             encoded: what `model.encode_image` made of the pictures.
             sizes: (height, width) of each, in pixels.
         """
+        if scoring not in get_args(Scoring):
+            raise ValueError(f"scoring={scoring!r}: one of {', '.join(map(repr, get_args(Scoring)))} is possible.")
         post_process: Callable[..., list[Detections]] = self._processor.post_process_grounded_object_detection
         if scoring == "mean":
             post_process = partial(
@@ -189,8 +191,9 @@ def detect(
         picture, `text_labels` a list of k strings, and `labels (k,)`, indices into `labels`.
 
     Raises:
-        ValueError: as `chunk_labels`; a picture cannot be read; or `chunking.batch` is less than 1.
+        ValueError: as `chunk_labels`; a picture cannot be read; or an option is out of its range.
     """
+    checked_top_k(top_k)
     prompts = LabelPrompts(labels, processor, chunking)
     pictures = read_images(images)
     pixels = processor.image_processor(pictures, input_data_format=ChannelDimension.FIRST).to(model.device)

@@ -144,6 +144,8 @@ def test_calibrated_thresholds(model: Path, here: Path, form: list[str], capsys:
     cats = torch.cat([found["scores"][found["labels"] == 0] for found in every])
     Thresholds(1.0, {"cat": float(cats.median())}).write("model")
     assert main([*asked, *form, "--nms", "1"]) == 0
+    told = capsys.readouterr().err
+    assert ("no calibrated threshold for 'remote control': that of all labels" in told) == (form[0] == "--threshold")
     boxes = json.loads(Path("out/annotations.json").read_text(encoding="utf-8"))["annotations"]
     assert {box["category_id"] for box in boxes} == {1}
     assert 0.9 * len(cats) / 2 <= len(boxes) <= len(cats) / 2, "half of them, but for the ones of no width"

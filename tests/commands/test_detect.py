@@ -502,7 +502,8 @@ def test_calibrated_thresholds(model: Path, here: Path, capsys: pytest.CaptureFi
     assert "thresholds.json" in one_line(capsys)
     Thresholds(1.0, {"cat": 0.0}).write(own)
     assert main(["detect", image, "--labels", "cat, remote control", *calibrated]) == 0
-    capsys.readouterr()
+    told = one_line(capsys)
+    assert told == "no calibrated threshold for 'remote control': that of all labels is taken, 1"
     assert {detection["label"] for detection in found("a.json")} == {"cat"}
     assert main(["detect", image, "--caption", "a cat", *calibrated]) == 2
     assert one_line(capsys) == "calibrated thresholds are for --labels, not for a --caption"

@@ -158,7 +158,7 @@ def _least_scores(arguments: argparse.Namespace, labels: Sequence[str]) -> tuple
     if arguments.threshold == CALIBRATED:
         if given is not None:
             raise UserError("give either --threshold calibrated or --thresholds FILE")
-        given = calibrated_thresholds(arguments.model)
+        given = calibrated_thresholds(arguments.model, labels)
     if isinstance(given, Thresholds):
         return given.default, dict(zip(labels, given.of(labels), strict=True)), "mean"
     return arguments.threshold, given or {}, "max"
@@ -244,3 +244,5 @@ def _report(summary: Summary, arguments: argparse.Namespace) -> None:
     if not summary.written:
         text = f"{summary.done} of {summary.pictures} pictures done; the files come with the last shard"
     tqdm.write(f"{text}: {arguments.output}", file=sys.stdout)
+    if arguments.format == "yolo" and summary.written and not (arguments.output / "images").exists():
+        complain(f"the tools of YOLO want the pictures, or a link to their folder, at {arguments.output / 'images'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     folder = arguments.to or Path(arguments.model)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder for thresholds.json; name one with --to")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder / 'thresholds.json'} cannot be written: name another folder with --to")
     check_folder(arguments.output)
     with quiet_libraries(), user_errors(ValueError, place=arguments.output):
         from hf_grounding_dino.evaluation.askers import LabelAsker

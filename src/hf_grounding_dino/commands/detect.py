@@ -35,6 +35,7 @@ DEFAULT_THRESHOLD = 0.25
 MOST_TOKENS = 8192
 """Of a caption: memory grows with the square of its length."""
 CALIBRATED = "calibrated"
+_SHOWN_LABELS = 5
 
 # --- the detector ------------------------------------------------------------------------------------------------
 
@@ -302,11 +303,11 @@ def _threshold(arguments: argparse.Namespace, prompt: PromptText) -> float | Thr
         return float(arguments.threshold)
     if isinstance(prompt, str):
         raise UserError("calibrated thresholds are for --labels, not for a --caption")
-    return calibrated_thresholds(arguments.model)
+    return calibrated_thresholds(arguments.model, prompt)
 
 
-def calibrated_thresholds(model: str) -> Thresholds:
-    """What `calibrate` put beside a model.
+def calibrated_thresholds(model: str, labels: Sequence[str]) -> Thresholds:
+    """What `calibrate` put beside a model; says which labels have no threshold of their own.
 
     Raises:
         UserError: there is nothing, or it cannot be read.
@@ -316,9 +317,13 @@ def calibrated_thresholds(model: str) -> Thresholds:
 
     try:
         with hub_or_cache(model):
-            return Thresholds.from_pretrained(model)
+            thresholds = Thresholds.from_pretrained(model)
     except (FileNotFoundError, ValueError) as error:
         raise UserError(error) from error
+    if missing := thresholds.missing(labels):
+        some = ", ".join(map(repr, missing[:_SHOWN_LABELS])) + (", ..." if len(missing) > _SHOWN_LABELS else "")
+        complain(f"no calibrated threshold for {some}: that of all labels is taken, {thresholds.default:g}")
+    return thresholds
 
 
 def _requested_prompt(arguments: argparse.Namespace) -> PromptText:

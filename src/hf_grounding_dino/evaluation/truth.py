@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.readers.common import ImageFolder, clean_name, clean_names, parse_json, read_bytes
+from ..data.readers.common import ImageFolder, clean_names, parse_json, read_bytes
 from ..data.records import DataError
+from ..prompts import clean_name
 from .tasks import CaseId
 
 Json = dict[str, Any]

@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 from hf_grounding_dino.data.readers import open_records
-from hf_grounding_dino.data.readers.common import FindingLog, checked_boxes, clean_name, clean_names
+from hf_grounding_dino.data.readers.common import FindingLog, checked_boxes, clean_names
 from hf_grounding_dino.data.records import DataError, RecordSet, SourceEntry
 from hf_grounding_dino.data.shapes import write_coco, write_odvg
+from hf_grounding_dino.prompts import clean_name
 
 
 def save_pictures(folder: Path, *names: str) -> None:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ...prompts import clean_name
 from ..records import DataError, Finding, FindingKind, shown
 from .stray_names import refuse_stray
 
@@ -287,14 +288,6 @@ def _four_numbers(box: object) -> list[float]:
     except (ValueError, TypeError, OverflowError):
         numbers = []
     return numbers if len(numbers) == 4 else [float("nan")] * 4
-
-
-def clean_name(name: str) -> str:
-    """A category's name as words for a prompt: no "(...)", blanks for underscores, single blanks (mmdet `clean_name`).
-
-    "bow_(decorative_ribbons)" gives "bow"; case, hyphens, slashes and apostrophes stay.
-    """
-    return " ".join(re.sub(r"\(.*\)", "", name, flags=re.DOTALL).replace("_", " ").split())
 
 
 def clean_names(names: Sequence[str]) -> tuple[str, ...]:
