@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from .predictions import Predictions, PredictionStore, PredictionWriter, Unreada
 from .tasks import Answer, Case, CaseId, Task
 
 _AHEAD = 4
+_SECONDS_IN_LOGS = 30  # between two states of the bar, where no terminal overwrites the one before
 _PICTURE_OPTIONS = (
     "size", "resize_rule", "resample", "do_resize", "do_rescale", "do_normalize", "image_mean", "image_std",
 )  # fmt: skip
@@ -140,6 +142,7 @@ def predict(
     bar = tqdm(
         total=len(ids), initial=len(ids) - len(todo), desc=task.name, unit="picture", smoothing=0.1,
         disable=not (progress and state.is_main_process and todo),
+        mininterval=0.1 if sys.stderr.isatty() else _SECONDS_IN_LOGS,
     )  # fmt: skip
     try:
         with bar, store.writer(state.process_index) as writer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 GIGABYTE = 1024**3
-
+_SECONDS_IN_LOGS = 30  # between two states of the bar, where no terminal overwrites the one before
 
 SHOWN = ("loss", "loss_ce", "loss_bbox", "loss_giou")
 
@@ -60,8 +61,9 @@ class Progress:
         self._sums: dict[str, Tensor] = {}
         self._count = 0
         self.bar = tqdm(
-            total=max_steps, initial=first_step, desc="training", unit="step", disable=not self.enabled, leave=False
-        )
+            total=max_steps, initial=first_step, desc="training", unit="step", disable=not self.enabled, leave=False,
+            mininterval=0.1 if sys.stderr.isatty() else _SECONDS_IN_LOGS,
+        )  # fmt: skip
 
     def add(self, terms: Mapping[str, Tensor]) -> None:
         """Count one step in; nothing is read from the device."""
