@@ -155,6 +155,17 @@ def test_calibrated_thresholds(model: Path, here: Path, form: list[str], capsys:
     assert "choose another output folder" in one_line(capsys)
 
 
+def test_where_pictures_cannot_be_linked_for_yolo_that_is_said(
+    model: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The output lies among the pictures: a link to their folder would lead in a circle."""
+    assert annotate(model, "--images", ".", "--format", "yolo") == 0
+    assert one_line(capsys) == "the tools of YOLO want the pictures, or a link to their folder, at out/images"
+    asked = ["annotate", "--images", "in", "--labels", "cat", "--model", str(model), "--format", "yolo"]
+    assert main([*asked, "--output", "other"]) == 0
+    assert capsys.readouterr().err == "" and Path("other/images/z.jpg").is_file()
+
+
 def test_a_data_set(model: Path, here: Path) -> None:
     table = datasets.Dataset.from_dict({"image": ["in/z.jpg", "in/a/x.png"]})
     table.cast_column("image", datasets.Image()).save_to_disk("set")
