@@ -14,10 +14,9 @@ from torch import Tensor
 
 import hf_grounding_dino as own
 import tiny
-from hf_grounding_dino.context import Recording
-from hf_grounding_dino.decoder import predict_layers
+from hf_grounding_dino.decoder import HeadInputs, predict_layers
 from hf_grounding_dino.denoising import Denoising, DenoisingSettings, NoisedQueries, noise_image, num_groups
-from hf_grounding_dino.passage import Decoding, Prompt
+from hf_grounding_dino.outputs import GroundingDinoModelOutput
 from hf_grounding_dino.prompts import phrase_numbers
 from hf_grounding_dino.targets import Targets, prepare_targets
 from loops import Box, corners, giou, l1, phrase_tokens, token_sum
@@ -59,12 +58,10 @@ def targets_of(inputs: dict[str, Tensor], targets: list[dict[str, Any]]) -> list
     return prepare_targets(targets, phrase_numbers(inputs["input_ids"], special))
 
 
-def decode(model: Any, noised: NoisedQueries | None) -> Decoding:
+def decode(model: Any, noised: NoisedQueries | None) -> GroundingDinoModelOutput:
     """The batch of three images through the network."""
-    inputs = tiny.together(singles())
-    prompt = Prompt.of(inputs["input_ids"], None, inputs["attention_mask"])
-    encoded = model.encode_image(inputs["pixel_values"], inputs["pixel_mask"])
-    return model.model.decode(encoded, prompt, Recording(False, False), noised)
+    output: GroundingDinoModelOutput = model.model(**tiny.together(singles()), noised=noised)
+    return output
 
 
 def batch_noise(model: Any) -> NoisedQueries:
@@ -224,10 +221,11 @@ def test_every_term_equals_the_loops(family: tiny.Family) -> None:
     model = denoising_model(family)
     output, noised = model(**tiny.together(singles()), labels=labels()), batch_noise(model)
     assert noised.groups_BN.shape == (3, 12)
-    decoding = decode(model, noised)
-    assert decoding.denoised is not None
-    memory = noised.alone(decoding.memory)
-    layers = predict_layers(range(3), model.bbox_embed, model.class_embed, decoding.denoised, memory)
+    base, real = decode(model, noised), tiny.together(singles())["attention_mask"].bool()
+    references, text = base.denoising_reference_points, base.encoder_last_hidden_state_text
+    assert references is not None and text is not None
+    inputs = HeadInputs(denoised(base), references, noised.mask_BN, text, real)
+    layers = predict_layers(range(3), model.bbox_embed, model.class_embed, inputs)
     expected = {}
     for suffix, logits, boxes in zip(("_dn_0", "_dn_1", "_dn"), *(x.detach() for x in layers), strict=True):
         terms = slow_terms(logits, boxes, model.config.focal_alpha)
@@ -294,9 +292,21 @@ def test_gradient_of_a_batch_is_the_sum_of_its_images(family: tiny.Family) -> No
 # --- who sees whom -----------------------------------------------------------------------------------------------
 
 
-def changed(before: tuple[Tensor, ...], after: tuple[Tensor, ...]) -> Tensor:
+def matching(output: GroundingDinoModelOutput) -> Tensor:
+    """The matching queries after each layer, `(B, layers, Q, D)`."""
+    assert output.intermediate_hidden_states is not None
+    return output.intermediate_hidden_states
+
+
+def denoised(output: GroundingDinoModelOutput) -> Tensor:
+    """The denoising queries after each layer, `(B, layers, N, D)`."""
+    assert output.denoising_hidden_states is not None
+    return output.denoising_hidden_states
+
+
+def changed(before: Tensor, after: Tensor) -> Tensor:
     """Which queries `(B, Q)` differ by more than 1e-5 after any layer."""
-    return torch.stack([(a - b).abs().amax(-1) > 1e-5 for a, b in zip(before, after, strict=True)]).any(0)
+    return ((before - after).abs().amax(-1) > 1e-5).any(1)
 
 
 @torch.no_grad()
@@ -309,18 +319,17 @@ def test_a_denoising_query_reaches_its_own_group_alone(attention: str) -> None:
     model = denoising_model(attn_implementation=attention)
     noised = batch_noise(model)
     before = decode(model, noised)
-    assert before.denoised is not None
     content = noised.content_BND.clone()
     content[0, 1] += 3.0
     after = decode(model, noised._replace(content_BND=content))
-    assert not changed(before.decoded.hidden, after.decoded.hidden).any()
-    groups = changed(before.denoised.hidden, after.denoised.hidden)
+    assert not changed(matching(before), matching(after)).any()
+    groups = changed(denoised(before), denoised(after))
     assert groups[0].tolist() == [True] * 6 + [False] * 6
     assert not groups[1:].any()
     content = noised.content_BND.masked_fill((noised.groups_BN == -1)[..., None], 3.0)
     after = decode(model, noised._replace(content_BND=content))
-    assert not changed(before.decoded.hidden, after.decoded.hidden).any()
-    assert not (changed(before.denoised.hidden, after.denoised.hidden) & (noised.groups_BN != -1)).any()
+    assert not changed(matching(before), matching(after)).any()
+    assert not (changed(denoised(before), denoised(after)) & (noised.groups_BN != -1)).any()
 
 
 @torch.no_grad()
@@ -331,8 +340,7 @@ def test_denoising_queries_see_the_matching_ones() -> None:
     before = decode(model, noised)
     model.model.query_position_embeddings.weight += 1.0
     after = decode(model, noised)
-    assert before.denoised is not None
-    assert changed(before.denoised.hidden, after.denoised.hidden)[noised.groups_BN != -1].all()
+    assert changed(denoised(before), denoised(after))[noised.groups_BN != -1].all()
 
 
 @torch.no_grad()

@@ -25,8 +25,9 @@ from transformers import AutoProcessor
 from hf_grounding_dino.boxes import center_to_corners, corners_to_center
 from hf_grounding_dino.data.tokenizer import build_tokenizer
 from hf_grounding_dino.image_processing_grounding_dino import GroundingDinoImageProcessor
-from hf_grounding_dino.processing_grounding_dino import GroundingDinoProcessor, PromptMemory
-from hf_grounding_dino.prompts import encode_labels
+from hf_grounding_dino.outputs import GroundingDinoObjectDetectionOutput
+from hf_grounding_dino.processing_grounding_dino import GroundingDinoProcessor
+from hf_grounding_dino.prompts import encode_labels, kept_prompts
 from label_texts import is_label
 
 TOKENIZER = build_tokenizer(["cat", "dog", "remote", "control", "container", "the", "red", "bus", "a"])
@@ -227,8 +228,10 @@ def test_given_labels_are_used_word_for_word(processor: GroundingDinoProcessor) 
 
 
 def test_ids_that_were_never_seen_are_decoded_in_whole_phrases(processor: GroundingDinoProcessor) -> None:
-    outputs = random_outputs(processor(text=["Zebra", "Remote control"])["input_ids"])
-    (result,) = make_processor().post_process_object_detection(outputs)
+    """As the ids of another processor, or of a copy, are."""
+    outputs = random_outputs(processor(text=["Zebra", "Remote control"])["input_ids"].clone())
+    with pytest.warns(UserWarning, match="text_labels"):
+        (result,) = processor.post_process_object_detection(outputs)
     assert set(result["text_labels"]) == {"zebra", "remote control"}
 
 
@@ -387,21 +390,61 @@ def test_ids_that_do_not_fit_the_outputs_are_refused(processor: GroundingDinoPro
 # --- memory and disk ---------------------------------------------------------------------------------------------
 
 
-def test_the_memory_is_bounded_and_is_left_out_of_copies() -> None:
-    memory = PromptMemory(4)
-    prompts = [encode_labels([f"cat {i}"], TOKENIZER) for i in range(9)]
-    for prompt in prompts:
-        memory.remember([prompt])
-    found = memory.recall([prompt.input_ids for prompt in prompts])
-    assert found == [None] * 5 + prompts[5:]
-    for other in (copy.deepcopy(memory), pickle.loads(pickle.dumps(memory))):
-        assert other.recall([prompts[-1].input_ids]) == [None]
-        assert other.capacity == 4
+def test_no_other_call_changes_how_a_result_is_read(processor: GroundingDinoProcessor) -> None:
+    """Law 27: "a cat" asked first is "a cat", whatever was asked afterwards in the same tokens, on a copy too."""
+    first = processor(IMAGE, [["a cat"]])
+    outputs = random_outputs(first["input_ids"])
+    copied = random_outputs(first["input_ids"].clone())
+    with pytest.warns(UserWarning, match="text_labels"):
+        before = processor.post_process_grounded_object_detection(copied, threshold=0.0)
+    processor(IMAGE, [["A Cat"]])
+    with pytest.warns(UserWarning, match="text_labels"):
+        after = processor.post_process_grounded_object_detection(copied, threshold=0.0)
+    assert set(before[0]["text_labels"]) == set(after[0]["text_labels"]) == {"a cat"}
+    assert set(processor.post_process_grounded_object_detection(outputs, threshold=0.0)[0]["text_labels"]) == {"a cat"}
+    named = processor.post_process_grounded_object_detection(copied, threshold=0.0, text_labels=["a Cat"])
+    assert set(named[0]["text_labels"]) == {"a Cat"}
+    assert not [name for name in vars(processor) if "prompt" in name or "memory" in name]
 
 
-def test_a_processor_is_copied_pickled_and_saved_without_its_memory(
-    processor: GroundingDinoProcessor, tmp_path: Path
+def test_prompts_travel_with_the_batch(processor: GroundingDinoProcessor) -> None:
+    """To another device, by the batch's own `to` and that of the outputs, in copies and in pickles."""
+    inputs = processor(IMAGE, [["A Cat"]])
+    prompts = kept_prompts(inputs["input_ids"])
+    assert prompts is not None and prompts[0].phrases == ("A Cat",)
+    output = GroundingDinoObjectDetectionOutput(logits=torch.zeros(1), input_ids=inputs["input_ids"])
+    for there in (copy.deepcopy(inputs), pickle.loads(pickle.dumps(inputs)), output.to("meta"), inputs.to("meta")):
+        assert kept_prompts(there["input_ids"]) == prompts
+    assert inputs["pixel_values"].device.type == inputs["input_ids"].device.type == "meta"
+
+
+@pytest.mark.parametrize("labels", [["the purple cross. a ring"], ["cat", "a no. 5 shirt"]])
+def test_a_label_that_looks_like_a_caption_is_said_to_be_one_label(
+    processor: GroundingDinoProcessor, labels: list[str]
 ) -> None:
+    """Law 28; nested, it is a label without a word."""
+    with pytest.warns(UserWarning, match=f"{labels[-1]!r} is read as one label"):
+        inputs = processor(IMAGE, labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        nested = processor(IMAGE, [labels])
+        processor(IMAGE, ["U.S.A.", "cat", "what?"])
+        processor([IMAGE] * 2, "the cat. a dog")
+    assert torch.equal(nested["input_ids"], inputs["input_ids"])
+
+
+def test_captions_of_which_some_are_open_are_refused(processor: GroundingDinoProcessor) -> None:
+    """Law 28: two strings for two images are captions when both are closed, labels when none is, else neither."""
+    with pytest.raises(ValueError, match="'a dog'.*nest the list"):
+        processor([IMAGE] * 2, ["a cat.", "a dog"])
+    captions, labels = processor([IMAGE] * 2, ["a cat.", "a dog."]), processor([IMAGE] * 2, ["a cat", "a dog"])
+    joint = processor([IMAGE] * 2, [["a cat.", "a dog"]])
+    assert len(set(map(tuple, captions["input_ids"].tolist()))) == 2
+    assert torch.equal(joint["input_ids"], labels["input_ids"])
+    assert torch.equal(processor(IMAGE, ["a cat.", "a dog"])["input_ids"][0], labels["input_ids"][0])
+
+
+def test_a_processor_is_copied_pickled_and_saved(processor: GroundingDinoProcessor, tmp_path: Path) -> None:
     inputs = processor(IMAGE, ["Cat"])
     for other in (copy.deepcopy(processor), pickle.loads(pickle.dumps(processor))):
         assert torch.equal(other(IMAGE, ["Cat"])["pixel_values"], inputs["pixel_values"])

@@ -215,13 +215,12 @@ def test_it_compiles_as_one_graph(train: bool, never_stock: Callable[[Any], None
 
 
 @torch.no_grad()
-def test_adapters_and_hooks_on_the_linear_layers_are_heard() -> None:
-    """A layer put in place of a projection, and a hook on another, work as in stock."""
+def test_adapters_on_the_linear_layers_are_heard() -> None:
+    """A layer put in place of a projection works as in stock."""
     model, pixels = backbone(), images(29, 31)
     before = swin_feature_maps(model, pixels)
     block = model.swin.encoder.layers[1].blocks[0]
     block.attention.v_proj = torch.nn.Sequential(block.attention.v_proj, torch.nn.Tanh())
-    block.mlp.fc2.register_forward_hook(lambda module, arguments, output: 2 * output)
     assert follows_stock(model)
     assert_equal_maps(swin_feature_maps(model, pixels), model(pixels).feature_maps)
     assert (swin_feature_maps(model, pixels)[0] - before[0]).abs().max() > 0.01
@@ -230,6 +229,16 @@ def test_adapters_and_hooks_on_the_linear_layers_are_heard() -> None:
 def hooked(model: Any) -> None:
     """Somebody watches a layer."""
     model.swin.encoder.layers[1].blocks[0].register_forward_hook(lambda *_: None)
+
+
+def hooked_stage(model: Any) -> None:
+    """Somebody watches a stage, where transformers leaves hooks of its own."""
+    model.swin.encoder.layers[1].register_forward_hook(lambda *_: None)
+
+
+def hooked_inside(model: Any) -> None:
+    """Somebody watches what a layer is made of."""
+    model.swin.encoder.layers[1].blocks[0].mlp.fc2.register_forward_pre_hook(lambda *_: None)
 
 
 def replaced(model: Any) -> None:
@@ -249,7 +258,7 @@ def other_attention(model: Any) -> None:
     model.config._attn_implementation = "flex_attention"
 
 
-@pytest.mark.parametrize("change", [hooked, replaced, wrapped, other_attention])
+@pytest.mark.parametrize("change", [hooked, hooked_stage, hooked_inside, replaced, wrapped, other_attention])
 def test_it_steps_aside(change: Callable[[Any], None]) -> None:
     model = backbone()
     assert follows_stock(model)

@@ -8,15 +8,19 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import peft
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import tiny
+from hf_grounding_dino import text_features
 from hf_grounding_dino.prompts import sub_sentence_attention
-from hf_grounding_dino.text_features import PhraseMemory, TextNetwork, split_phrases
+from hf_grounding_dino.text_features import PhraseMemory, TextNetwork, encode_text, split_phrases
 
 SPECIAL = (tiny.CLS, tiny.SEP, tiny.DOT, tiny.QUESTION)
 
@@ -41,10 +45,16 @@ def ids(*rows: list[int]) -> Tensor:
     return torch.tensor([row + [tiny.PAD] * (length - len(row)) for row in rows])
 
 
-def counting(model: Any) -> list[int]:
-    """Grows by the number of tokens at every run of the text encoder."""
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by the number of tokens at every run of a text encoder. (A hook would turn the memory off.)"""
     seen: list[int] = []
-    model.text_backbone.register_forward_hook(lambda m, a, k, o: seen.append(k["input_ids"].numel()), with_kwargs=True)
+
+    def counted(encoder: Any, input_ids: Tensor, *rest: Any) -> Tensor:
+        seen.append(input_ids.numel())
+        return encode_text(encoder, input_ids, *rest)
+
+    monkeypatch.setattr(text_features, "encode_text", counted)
     return seen
 
 
@@ -116,9 +126,8 @@ def test_a_phrase_too_long_is_an_error(network: TextNetwork) -> None:
 
 
 @torch.no_grad()
-def test_the_encoder_runs_once(model: Any) -> None:
+def test_the_encoder_runs_once(model: Any, runs: list[int]) -> None:
     """Same labels in another order, another batch, other padding: no run. One new phrase: a run of that phrase."""
-    runs = counting(model)
     image = tiny.noise_image(72, 80)
     first = model(**tiny.together([tiny.one(image, [7, 8], [9]), tiny.one(image, [9])]))
     assert len(runs) == 1
@@ -143,7 +152,15 @@ def reload(model: Any) -> None:
 
 
 def write_past_the_version(model: Any) -> None:
+    """No version tells of it; but who does so evaluates afterwards."""
     model.text_backbone.encoder.layer[1].output.dense.weight.data.mul_(1.5)
+    model.eval()
+
+
+def merge_adapters(model: Any) -> None:
+    """Which `peft` adds to the weights past their version."""
+    config = peft.LoraConfig(r=2, target_modules=["text_projection", "query"], init_lora_weights=False)
+    peft.get_peft_model(model, config).merge_and_unload()
 
 
 def write_in_inference_mode(model: Any) -> None:
@@ -163,6 +180,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "to and back": lambda model: model.to(torch.bfloat16).to(torch.float32),
     "to": lambda model: model.to(torch.float64),
     "data": write_past_the_version,
+    "adapters": merge_adapters,
     "inference mode": write_in_inference_mode,
     "another embedding": replace_the_embeddings,
     "training": lambda model: model.train().eval(),
@@ -171,11 +189,10 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 @torch.no_grad()
-def test_new_weights_are_read_anew(model: Any, change: Callable[[Any], Any]) -> None:
+def test_new_weights_are_read_anew(model: Any, runs: list[int], change: Callable[[Any], Any]) -> None:
     """The text after each change equals that of reading, with one more run of the encoder."""
     seen: list[Tensor] = []
     model.encoder.register_forward_pre_hook(lambda module, args: seen.append(args[1].detach()))
-    runs = counting(model)
     inputs = tiny.one(tiny.noise_image(72, 80))
     for _ in range(2):
         model(**inputs)
@@ -298,21 +315,33 @@ def test_threads_share_it(network: TextNetwork) -> None:
     assert sum(map(len, memory._phrases)) == memory._tokens <= 40
 
 
-def test_loaded_in_inference_mode(network: TextNetwork) -> None:
-    """Weights without a version are served too, and a change of them is seen."""
+def test_loaded_in_inference_mode(runs: list[int]) -> None:
+    """Weights without a version could change unseen: nothing is kept of them."""
     with torch.inference_mode():
         model = tiny.tiny_model().model
         assert model.text_projection.weight.is_inference()
-        runs = counting(model)
-        for _ in range(2):
-            model(**tiny.one(tiny.noise_image(72, 80)))
-        assert len(runs) == 1
+        inputs = tiny.one(tiny.noise_image(72, 80))
+        before = model(**inputs).last_hidden_state
+        assert len(model.phrase_memory) == 0
         model.text_projection.weight.mul_(2)
-        model(**tiny.one(tiny.noise_image(72, 80)))
-        assert len(runs) == 2
-    with torch.no_grad():
-        model(**tiny.one(tiny.noise_image(72, 80)))
-        assert len(runs) == 2
+        after = model(**inputs).last_hidden_state
+    assert len(runs) == 2 and not torch.allclose(before, after, atol=1e-3)
+
+
+@torch.no_grad()
+def test_what_is_kept_is_known_without_reading_a_weight(model: Any) -> None:
+    """A call that is answered from the memory alone runs as many operators for two text layers as for none."""
+    network, prompt = TextNetwork(model.text_backbone, model.text_projection, SPECIAL), torch.tensor([PROMPT])
+    memory, weights = PhraseMemory(), {id(weight) for weight in network.weights()}
+    memory.features(network, prompt, None)
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            assert not [part for part in tree_leaves(args) if id(part) in weights], func
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        memory.features(network, prompt, None)
 
 
 @torch.no_grad()

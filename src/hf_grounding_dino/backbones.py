@@ -55,6 +55,13 @@ class ConvEncoder(nn.Module):
         self.unused = unused_parameters(config.backbone_config)
         self.freeze_unused()
 
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """Feature maps of the configured stages, finest first, each `(B, C, H, W)`."""
+        if follows_stock(self.model):
+            return swin_feature_maps(self.model, pixel_values)
+        maps: tuple[Tensor, ...] = self.model(pixel_values).feature_maps
+        return maps
+
     def set_requires_grad(self, value: bool) -> None:
         """Train the backbone or keep it."""
         self.model.requires_grad_(value)
@@ -80,10 +87,7 @@ class ImageBackbone(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """Feature maps of the configured stages, finest first, each `(B, C, H, W)`."""
-        model = self.conv_encoder.model
-        if follows_stock(model):
-            return swin_feature_maps(model, pixel_values)
-        maps: tuple[Tensor, ...] = model(pixel_values).feature_maps
+        maps: tuple[Tensor, ...] = self.conv_encoder(pixel_values)
         return maps
 
 

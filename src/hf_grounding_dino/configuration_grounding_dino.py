@@ -63,8 +63,32 @@ LOSS_PRESETS = {
 }
 
 
+# All but `logits`, `pred_boxes` and `input_ids`, by which these are read: megabytes of an image, which `Trainer` gathers.
+KEYS_TO_IGNORE_AT_INFERENCE = [
+    "loss_dict",
+    "auxiliary_outputs",
+    "last_hidden_state",
+    "init_reference_points",
+    "intermediate_hidden_states",
+    "intermediate_reference_points",
+    "decoder_hidden_states",
+    "decoder_attentions",
+    "encoder_last_hidden_state_vision",
+    "encoder_last_hidden_state_text",
+    "encoder_vision_hidden_states",
+    "encoder_text_hidden_states",
+    "encoder_attentions",
+    "enc_outputs_class",
+    "enc_outputs_coord_logits",
+    "encoder_logits",
+    "encoder_pred_boxes",
+]
+
+
 class _GroundingDinoOptions:
     """What both model types share beyond the fields that transformers gives them."""
+
+    keys_to_ignore_at_inference = KEYS_TO_IGNORE_AT_INFERENCE
 
     @classmethod
     def from_pretrained(

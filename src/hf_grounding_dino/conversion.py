@@ -213,8 +213,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         ConversionError: it cannot be had.
     """
     try:
-        with hub_or_cache(name):
-            loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
+        with hub_or_cache(name) as cached:
+            loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, local_files_only=cached)
     except (OSError, ValueError) as error:
         first = str(error).strip().split("\n")[0]
         raise ConversionError(f"The tokenizer {name} cannot be had: {first}") from error

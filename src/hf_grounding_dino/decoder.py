@@ -106,7 +106,7 @@ class DecoderOutput(NamedTuple):
 
     hidden: normed queries after each layer, `(B, Q, D)`.
     references: the box each layer's prediction starts from, with the gradient of the layer before, `(B, Q, 4)`.
-    refined: the box after each layer, `(B, Q, 4)`.
+    refined: the box after each layer, with the gradient of the layer, `(B, Q, 4)`.
     weights: attention weights of each layer, when recorded.
     """
 
@@ -142,7 +142,7 @@ class CrossModalityDecoder(nn.Module):
     def forward(self, hidden_BQD: Tensor, boxes_BQ4: Tensor, memory: Memory, want_weights: bool) -> DecoderOutput:
         """Refine the queries' boxes (cx, cy, w, h), float32 in [0, 1] of the un-padded image."""
         ratios_B1L4 = memory.image.valid_ratios_BL2.repeat(1, 1, 2)[:, None]
-        hidden, references, refined, weights = [], [boxes_BQ4], [], []
+        hidden, references, weights = [], [boxes_BQ4], []
         for i, layer in enumerate(self.layers):
             start_BQ4 = references[-1].detach()
             position = box_position_embedding(start_BQ4, self.width // 2).to(hidden_BQD.dtype)
@@ -154,12 +154,10 @@ class CrossModalityDecoder(nn.Module):
                 want_weights,
             )
             references.append(self._refine(i, hidden_BQD, start_BQ4))
-            refined.append(references[-1].detach())
             hidden.append(self.layer_norm(hidden_BQD))
             weights.append(layer_weights)
-        return DecoderOutput(
-            tuple(hidden), tuple(references[:-1]), tuple(refined), tuple(w for w in weights if w is not None)
-        )
+        kept = tuple(w for w in weights if w is not None)
+        return DecoderOutput(tuple(hidden), tuple(references[:-1]), tuple(references[1:]), kept)
 
     def _refine(self, layer: int, hidden_BQD: Tensor, boxes_BQ4: Tensor) -> Tensor:
         if self.bbox_embed is None:
@@ -169,12 +167,24 @@ class CrossModalityDecoder(nn.Module):
         return head.refine(hidden_BQD, boxes_BQ4)
 
 
+class HeadInputs(NamedTuple):
+    """What the heads read, K decoder layers of it.
+
+    hidden_BKQD: normed queries after each layer.
+    references_BKQ4: the box that each layer's prediction starts from.
+    query_mask_BQ: False on queries that are not real; None: all are.
+    text_BTD, may_attend_BT: the enhanced words, and which of them are no padding.
+    """
+
+    hidden_BKQD: Tensor
+    references_BKQ4: Tensor
+    query_mask_BQ: Tensor | None
+    text_BTD: Tensor
+    may_attend_BT: Tensor
+
+
 def predict_layers(
-    layers: Sequence[int],
-    box_heads: nn.ModuleList,
-    class_heads: nn.ModuleList,
-    output: DecoderOutput,
-    memory: Memory,
+    layers: Sequence[int], box_heads: nn.ModuleList, class_heads: nn.ModuleList, inputs: HeadInputs
 ) -> tuple[Tensor, Tensor]:
     """What the heads say after some of the layers.
 
@@ -183,11 +193,11 @@ def predict_layers(
     """
     logits, boxes = [], []
     for i in layers:
-        box_head = box_heads[i]
+        box_head, hidden_BQD = box_heads[i], inputs.hidden_BKQD[:, i]
         assert isinstance(box_head, BoxHead)
-        logits_BQT = class_heads[i](output.hidden[i], memory.text_BTD, memory.text.may_attend_B11T)
-        if memory.may_attend_B11Q is not None:
-            logits_BQT = logits_BQT.masked_fill(memory.may_attend_B11Q[:, 0].mT.logical_not(), -torch.inf)
+        logits_BQT = class_heads[i](hidden_BQD, inputs.text_BTD, inputs.may_attend_BT[:, None, None])
+        if inputs.query_mask_BQ is not None:
+            logits_BQT = logits_BQT.masked_fill(inputs.query_mask_BQ.logical_not()[..., None], -torch.inf)
         logits.append(logits_BQT)
-        boxes.append(box_head.refine(output.hidden[i], output.references[i]))
+        boxes.append(box_head.refine(hidden_BQD, inputs.references_BKQ4[:, i]))
     return torch.stack(logits), torch.stack(boxes)

@@ -109,9 +109,10 @@ class NoisedQueries(NamedTuple):
         matching_BAQ = matching_B11Q[:, 0].expand(-1, noised + num_matching, -1)
         return torch.cat([noised_BAN, matching_BAQ], 2)[:, None]
 
-    def alone(self, memory: Memory) -> Memory:
-        """What these queries looked at, with padding as queries that are not real."""
-        return memory._replace(may_attend_B11Q=(self.groups_BN != NO_GROUP)[:, None, None])
+    @property
+    def mask_BN(self) -> Tensor:  # noqa: N802
+        """False on padding."""
+        return self.groups_BN != NO_GROUP
 
     def split(self, decoded: DecoderOutput) -> tuple[DecoderOutput, DecoderOutput]:
         """What the decoder made of these queries and of the matching ones."""

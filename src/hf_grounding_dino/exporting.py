@@ -25,11 +25,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from .context import Recording
 from .decoder import predict_layers
 from .masked_pyramid import check_exportable, coarsest_cell, encode_on_canvas
 from .modeling_grounding_dino import GroundingDinoForObjectDetection
-from .passage import Prompt
+from .passage import Prompt, head_inputs
 from .whole_files import write_whole
 
 OPSET = 18
@@ -71,11 +70,17 @@ class DetectionGraph(nn.Module):
         detector = self.detector
         prompt = Prompt.of(input_ids, token_type_ids, attention_mask)
         encoded = encode_on_canvas(detector.model, pixel_values, pixel_mask)
-        decoding = detector.model.decode(encoded, prompt, Recording(states=False, weights=False))
-        last_layer = range(detector.config.decoder_layers)[-1:]
-        logits_1BQT, boxes_1BQ4 = predict_layers(
-            last_layer, detector.bbox_embed, detector.class_embed, decoding.decoded, decoding.memory
+        output = detector.model(
+            None,
+            *prompt[:2],
+            attention_mask,
+            output_attentions=False,
+            output_hidden_states=False,
+            encoded_image=encoded,
+            return_dict=True,
         )
+        last_layer, inputs = range(detector.config.decoder_layers)[-1:], head_inputs(output, prompt.may_attend_BT)
+        logits_1BQT, boxes_1BQ4 = predict_layers(last_layer, detector.bbox_embed, detector.class_embed, inputs)
         return logits_1BQT[0].float(), boxes_1BQ4[0]
 
 

@@ -17,24 +17,20 @@ _UNREACHED = {"ConnectError", "TimeoutException"}
 
 
 @contextmanager
-def hub_or_cache(name: str) -> Iterator[None]:
-    """Where the Hub cannot be reached, load what the block loads from the cache alone, and log that it was so.
+def hub_or_cache(name: str) -> Iterator[bool]:
+    """Whether the block is to load from the cache alone (`local_files_only`), because the Hub cannot be reached.
 
-    The client by itself tries six times, in 23 seconds, for each file that the cache lacks; a model that is whole lacks
-    a dozen of those that it could have. Until the block ends, the whole process is offline.
+    Where the block succeeds so, it is logged. The client by itself tries six times, in 23 seconds, for each file that
+    the cache lacks; a model that is whole lacks a dozen of those that it could have.
 
     Args:
-        name: the repo that is loaded; for a folder, and under HF_HUB_OFFLINE, nothing changes.
+        name: the repo that is loaded; for a folder, and under HF_HUB_OFFLINE, the Hub is not asked.
     """
     problem = None if os.path.isdir(name) or constants.is_offline_mode() else _what_keeps_from(name)
     if problem is None:
-        yield
+        yield False
         return
-    constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = False
+    yield True
     _say_once(f"{name}: {constants.ENDPOINT} cannot be reached ({problem}): what is in the cache is used")
 
 

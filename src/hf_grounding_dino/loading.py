@@ -41,9 +41,11 @@ def load_whole(
     """
     _refuse_other_folders(str(model))
     try:
-        with hub_or_cache(str(model)):
-            loaded: Any = GroundingDinoForObjectDetection.from_pretrained(model, dtype=dtype, output_loading_info=True)
-            processor = GroundingDinoProcessor.from_pretrained(model)
+        with hub_or_cache(str(model)) as cached:
+            loaded: Any = GroundingDinoForObjectDetection.from_pretrained(
+                model, dtype=dtype, output_loading_info=True, local_files_only=cached
+            )
+            processor = GroundingDinoProcessor.from_pretrained(model, local_files_only=cached)
     except SafetensorError as error:
         raise LoadingError(f"the weights of the model {model} are not whole, or no weights: {error}") from error
     network, report = loaded

@@ -22,7 +22,7 @@ from .configuration_grounding_dino import (
     as_own_config,
 )
 from .context import ImageContext, Recording, Size, TextContext, by_kind
-from .decoder import CrossModalityDecoder, Memory, predict_layers
+from .decoder import CrossModalityDecoder, DecoderOutput, Memory, predict_layers
 from .denoising import NoisedQueries
 from .enhancer import FeatureEnhancer
 from .heads import BoxHead, ContrastiveHead, build_heads, pad_logits, tied_heads
@@ -30,7 +30,7 @@ from .label_table import DenoisingPreTrainedModel
 from .losses import Predictions
 from .objective import lesson_loss, prepare_lesson
 from .outputs import GroundingDinoModelOutput, GroundingDinoObjectDetectionOutput, common_fields
-from .passage import Decoding, EncodedImage, Prompt, encoded_images, model_output, wanted
+from .passage import Decoding, EncodedImage, Prompt, encoded_images, head_inputs, model_output, wanted
 from .positions import text_position_embedding
 from .prompts import sub_sentence_attention
 from .query_selection import FirstStage, gather_tokens, grid_proposals, select_queries
@@ -143,10 +143,13 @@ class GroundingDinoModel(GroundingDinoPreTrainedModel):
         self.backbone.conv_encoder.set_requires_grad(True)
 
     def train(self, mode: bool = True) -> GroundingDinoModel:
-        """As in torch; what is remembered of the text encoder's work is forgotten before training."""
-        if mode:
-            self.phrase_memory.clear()
+        """As in torch; what is kept of the text encoder's work is forgotten, as weights may have changed before."""
+        self.phrase_memory.clear()
         return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> GroundingDinoModel:
+        self.phrase_memory.clear()  # a move to another type and back may end at the same addresses
+        return super()._apply(*args, **kwargs)
 
     @can_return_tuple
     def forward(
@@ -159,6 +162,7 @@ class GroundingDinoModel(GroundingDinoPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         encoded_image: EncodedImage | None = None,
+        noised: NoisedQueries | None = None,
     ) -> GroundingDinoModelOutput:
         """Find the prompt's words in the images.
 
@@ -171,14 +175,21 @@ class GroundingDinoModel(GroundingDinoPreTrainedModel):
             output_attentions: return attention weights; the attention is then computed step by step.
             output_hidden_states: return the states of every layer.
             encoded_image: what `encode_image` gave, for B prompts, instead of `pixel_values` and `pixel_mask`.
+            noised: denoising queries that are decoded beside, in training.
 
         Raises:
             ValueError: not exactly one of `pixel_values` and `encoded_image`, no `input_ids`, or their numbers differ.
         """
         record = wanted(self.config, output_attentions, output_hidden_states)
         prompt = Prompt.of(input_ids, token_type_ids, attention_mask)
-        encoded = encoded_images(self.encode_image, pixel_values, pixel_mask, encoded_image, prompt)
-        return self.report(self.decode(encoded, prompt, record), record)
+        image_BSD, image = encoded_images(self.encode_image, pixel_values, pixel_mask, encoded_image, prompt)
+        text_BTD, text = self._text(prompt)
+        enhanced = self.encoder(image_BSD, text_BTD, image, text, record)
+        first_stage = self._select_queries(enhanced.image_BSD, enhanced.text_BTD, image, text)
+        memory = Memory(enhanced.image_BSD, enhanced.text_BTD, image, text, first_stage.may_attend_B11Q)
+        decoded, denoised = self._decode(first_stage, memory, noised, record)
+        decoding = Decoding(enhanced, first_stage, decoded, denoised)
+        return model_output(decoding, self.config.max_text_len, **self._on_demand(decoding, image, record))
 
     def encode_image(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> EncodedImage:
         """All that depends on the images alone, which several prompts can share: see `EncodedImage`.
@@ -192,37 +203,6 @@ class GroundingDinoModel(GroundingDinoPreTrainedModel):
         """
         pixel_values = pixel_values.to(self.dtype)
         return EncodedImage(*padded_pyramid(pixel_values, pixel_mask, self._pyramid, self._image_positions))
-
-    def decode(
-        self, encoded: EncodedImage, prompt: Prompt, record: Recording, noised: NoisedQueries | None = None
-    ) -> Decoding:
-        """From features to queries: what the paper's figure shows. In training, noised boxes are decoded beside."""
-        image_BSD, image = encoded
-        text_BTD, text = self._text(prompt)
-        enhanced = self.encoder(image_BSD, text_BTD, image, text, record)
-        first_stage = self._select_queries(enhanced.image_BSD, enhanced.text_BTD, image, text)
-        memory = Memory(enhanced.image_BSD, enhanced.text_BTD, image, text, first_stage.may_attend_B11Q)
-        start = (first_stage.content_BQD, first_stage.boxes_BQ4.detach(), memory)
-        if noised is None:
-            return Decoding(enhanced, first_stage, memory, self.decoder(*start, record.weights), None)
-        denoised, decoded = noised.split(self.decoder(*noised.before(*start), record.weights))
-        return Decoding(enhanced, first_stage, memory, decoded, denoised)
-
-    def report(self, decoding: Decoding, record: Recording) -> GroundingDinoModelOutput:
-        """A decoding under the names of transformers, with what was asked for beside."""
-        first_stage, width = decoding.first_stage, self.config.max_text_len
-        output = model_output(decoding, width)
-        if record.states:
-            hidden = (self.decoder.layer_norm(first_stage.content_BQD), *decoding.decoded.hidden)
-            output.decoder_hidden_states = hidden
-            output.encoder_vision_hidden_states = decoding.enhanced.image_states
-            output.encoder_text_hidden_states = decoding.enhanced.text_states
-            output.enc_outputs_class = pad_logits(first_stage.all_logits_BST, width)
-            output.enc_outputs_coord_logits = self._all_box_logits(first_stage, decoding.memory.image)
-        if record.weights:
-            output.encoder_attentions = by_kind(decoding.enhanced.weights)
-            output.decoder_attentions = by_kind(decoding.decoded.weights)
-        return output
 
     def _pyramid(self, pixel_values: Tensor) -> list[Tensor]:
         return feature_pyramid(self.backbone, self.input_proj_vision, pixel_values)
@@ -263,6 +243,33 @@ class GroundingDinoModel(GroundingDinoPreTrainedModel):
             features_BSD=features_BSD,
         )
 
+    def _decode(
+        self, first_stage: FirstStage, memory: Memory, noised: NoisedQueries | None, record: Recording
+    ) -> tuple[DecoderOutput, DecoderOutput | None]:
+        """The matching queries, and the denoising queries beside them, after every decoder layer."""
+        start = (first_stage.content_BQD, first_stage.boxes_BQ4.detach(), memory)
+        if noised is None:
+            return self.decoder(*start, record.weights), None
+        denoised, decoded = noised.split(self.decoder(*noised.before(*start), record.weights))
+        return decoded, denoised
+
+    def _on_demand(self, decoding: Decoding, image: ImageContext, record: Recording) -> dict[str, Any]:
+        """The fields of the output that a call asks for."""
+        enhanced, first_stage, decoded, _ = decoding
+        fields: dict[str, Any] = {}
+        if record.states:
+            fields = {
+                "decoder_hidden_states": (self.decoder.layer_norm(first_stage.content_BQD), *decoded.hidden),
+                "encoder_vision_hidden_states": enhanced.image_states,
+                "encoder_text_hidden_states": enhanced.text_states,
+                "enc_outputs_class": pad_logits(first_stage.all_logits_BST, self.config.max_text_len),
+                "enc_outputs_coord_logits": self._all_box_logits(first_stage, image),
+            }
+        if record.weights:
+            fields["encoder_attentions"] = by_kind(enhanced.weights)
+            fields["decoder_attentions"] = by_kind(decoded.weights)
+        return fields
+
     def _query_content(self, chosen_BQD: Tensor) -> Tensor:
         if self.config.embedding_init_target:
             return self.query_position_embeddings.weight.expand(chosen_BQD.shape[0], -1, -1)
@@ -283,6 +290,8 @@ class GroundingDinoForObjectDetection(DenoisingPreTrainedModel, GroundingDinoPre
     the processor keep these few. The loss stays out of the graph: leave `fullgraph` out to train with `labels`, where
     other numbers of boxes make further graphs.
     """
+
+    accepts_loss_kwargs = True  # asks `Trainer` for `num_items_in_batch`
 
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__(config)
@@ -332,6 +341,7 @@ class GroundingDinoForObjectDetection(DenoisingPreTrainedModel, GroundingDinoPre
         output_hidden_states: bool | None = None,
         num_boxes: Tensor | float | None = None,
         encoded_image: EncodedImage | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> GroundingDinoObjectDetectionOutput:
         """Detect the prompt's words in the images, and with labels compute the loss.
 
@@ -343,32 +353,46 @@ class GroundingDinoForObjectDetection(DenoisingPreTrainedModel, GroundingDinoPre
                 is called by. n may be 0. An int `noise_seed` fixes what `enable_denoising` draws for the image.
             num_boxes: what the loss is divided by; left out, `losses.count_boxes` of this batch. A loop that
                 accumulates gradients gives the number for its whole step.
+            num_items_in_batch: the same under the name, and as the whole number, that `transformers.Trainer` gives.
 
         Raises:
             ValueError: malformed labels, naming the image and the box, or as `GroundingDinoModel.forward`.
         """
         lesson = None if labels is None else prepare_lesson(labels, input_ids, self.config, self.denoising)
-        record = wanted(self.config, output_attentions, output_hidden_states)
-        prompt = Prompt.of(input_ids, token_type_ids, attention_mask)
-        encoded = encoded_images(self.encode_image, pixel_values, pixel_mask, encoded_image, prompt)
-        decoding = self.model.decode(encoded, prompt, record, None if lesson is None else lesson.noised)
-        layers = range(self.config.decoder_layers)[0 if labels is not None else -1 :]
-        heads = (self.bbox_embed, self.class_embed)
-        predictions = Predictions(*predict_layers(layers, *heads, decoding.decoded, decoding.memory))
-        width = self.config.max_text_len
-        output = GroundingDinoObjectDetectionOutput(
-            logits=pad_logits(predictions.logits_KBQT[-1], width),
-            pred_boxes=predictions.boxes_KBQ4[-1],
-            input_ids=prompt.input_ids,
-            **common_fields(self.model.report(decoding, record)),
+        base: GroundingDinoModelOutput = self.model(
+            pixel_values,
+            input_ids,
+            token_type_ids,
+            attention_mask,
+            pixel_mask,
+            output_attentions,
+            output_hidden_states,
+            encoded_image,
+            None if lesson is None else lesson.noised,
+            return_dict=True,
         )
+        prompt = Prompt.of(input_ids, token_type_ids, attention_mask)
+        layers = range(self.config.decoder_layers)[0 if lesson is not None else -1 :]
+        heads = (self.bbox_embed, self.class_embed)
+        predictions = Predictions(*predict_layers(layers, *heads, head_inputs(base, prompt.may_attend_BT)))
+        width = self.config.max_text_len
+        logits_KBQT, boxes_KBQ4 = predictions
+        taught: dict[str, Any] = {}
         if lesson is not None:
-            taught = lesson_loss(lesson, predictions, decoding, heads, self.config, num_boxes)
-            output.loss, output.loss_dict = taught
+            if num_boxes is None and num_items_in_batch is not None:
+                num_boxes = torch.as_tensor(num_items_in_batch).clamp(min=1)
+            loss, terms = lesson_loss(lesson, predictions, base, prompt.may_attend_BT, heads, self.config, num_boxes)
+            taught = {"loss": loss, "loss_dict": terms}
             if self.config.auxiliary_loss:
-                pairs = zip(predictions.logits_KBQT[:-1], predictions.boxes_KBQ4[:-1], strict=True)
-                output.auxiliary_outputs = [{"logits": pad_logits(z, width), "pred_boxes": b} for z, b in pairs]
-        return output
+                pairs = zip(logits_KBQT[:-1], boxes_KBQ4[:-1], strict=True)
+                taught["auxiliary_outputs"] = [{"logits": pad_logits(z, width), "pred_boxes": b} for z, b in pairs]
+        return GroundingDinoObjectDetectionOutput(
+            logits=pad_logits(logits_KBQT[-1], width),
+            pred_boxes=boxes_KBQ4[-1],
+            input_ids=prompt.input_ids,
+            **common_fields(base),
+            **taught,
+        )
 
 
 class MMGroundingDinoModel(GroundingDinoModel):

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from .configuration_grounding_dino import AnyGroundingDinoConfig
-from .decoder import predict_layers
+from .decoder import HeadInputs, predict_layers
 from .denoising import Denoising, NoisedQueries, denoising_loss
 from .losses import Predictions, count_boxes, grounding_loss
-from .passage import Decoding, Prompt
+from .outputs import GroundingDinoModelOutput
+from .passage import Prompt
 from .prompts import phrase_numbers
 from .targets import Targets, prepare_targets
 
@@ -45,7 +46,8 @@ def prepare_lesson(
 def lesson_loss(
     lesson: Lesson,
     predictions: Predictions,
-    decoding: Decoding,
+    output: GroundingDinoModelOutput,
+    may_attend_BT: Tensor,
     heads: tuple[nn.ModuleList, nn.ModuleList],
     config: AnyGroundingDinoConfig,
     num_boxes: Tensor | float | None,
@@ -54,19 +56,23 @@ def lesson_loss(
 
     Args:
         predictions: of every decoder layer.
+        output: of the base model.
+        may_attend_BT: True on tokens, False on padding.
         heads: for boxes and for classes, see `predict_layers`.
         num_boxes: what everything is divided by; None: `count_boxes` of this batch.
     """
-    first_stage, device = decoding.first_stage, decoding.first_stage.boxes_BQ4.device
-    count = count_boxes(lesson.targets, device) if num_boxes is None else torch.as_tensor(num_boxes)
+    logits, boxes, text = output.encoder_logits, output.encoder_pred_boxes, output.encoder_last_hidden_state_text
+    assert logits is not None and boxes is not None and text is not None
+    count = count_boxes(lesson.targets, boxes.device) if num_boxes is None else torch.as_tensor(num_boxes)
     every_set = Predictions(
-        torch.cat([predictions.logits_KBQT, first_stage.logits_BQT[None]]),
-        torch.cat([predictions.boxes_KBQ4, first_stage.boxes_BQ4[None]]),
+        torch.cat([predictions.logits_KBQT, logits[None, ..., : text.shape[1]]]),
+        torch.cat([predictions.boxes_KBQ4, boxes[None]]),
     )
     total, terms = grounding_loss(every_set, lesson.targets, config.loss_weights, config.focal_alpha, count)
-    if lesson.noised is None or decoding.denoised is None:
+    hidden, references, noised = output.denoising_hidden_states, output.denoising_reference_points, lesson.noised
+    if hidden is None or references is None or noised is None:
         return total, terms
-    layers, memory = range(config.decoder_layers), lesson.noised.alone(decoding.memory)
-    denoised = Predictions(*predict_layers(layers, *heads, decoding.denoised, memory))
-    extra, extra_terms = denoising_loss(denoised, lesson.noised, config.loss_weights, config.focal_alpha, count)
+    inputs = HeadInputs(hidden, references, noised.mask_BN, text, may_attend_BT)
+    denoised = Predictions(*predict_layers(range(config.decoder_layers), *heads, inputs))
+    extra, extra_terms = denoising_loss(denoised, noised, config.loss_weights, config.focal_alpha, count)
     return total + extra, terms | extra_terms

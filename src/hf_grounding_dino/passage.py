@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from .context import ImageContext, Recording
-from .decoder import DecoderOutput, Memory
+from .decoder import DecoderOutput, HeadInputs
 from .enhancer import EnhancerOutput
 from .heads import pad_logits
-from .outputs import GroundingDinoModelOutput
+from .outputs import GroundingDinoModelOutput, moved
 from .query_selection import FirstStage
 
 
@@ -33,7 +33,7 @@ class EncodedImage(NamedTuple):
     @property
     def num_images(self) -> int:
         """B."""
-        return len(self.image_BSD)
+        return self.image_BSD.shape[0]
 
     def select(self, rows: Sequence[int]) -> EncodedImage:
         """The images of the given numbers, in that order; one may come several times, for several prompts.
@@ -58,6 +58,13 @@ class EncodedImage(NamedTuple):
     def repeat(self, times: int) -> EncodedImage:
         """Each image `times` times in a row."""
         return self.select([row for row in range(self.num_images) for _ in range(times)])
+
+    def to(self, where: torch.device | str | int | torch.dtype) -> EncodedImage:
+        """The same images on a device, or with their features in another type; coordinates stay float32."""
+        if not isinstance(where, torch.dtype):
+            return EncodedImage(*moved(tuple(self), where))
+        positions_BSD = self.context.positions_BSD.to(where)
+        return EncodedImage(self.image_BSD.to(where), self.context._replace(positions_BSD=positions_BSD))
 
 
 def _take(x: Tensor, rows: list[int]) -> Tensor:
@@ -109,21 +116,20 @@ def encoded_images(
         return encode(pixel_values, pixel_mask)
     if pixel_values is not None or pixel_mask is not None:
         raise ValueError("Give `pixel_values` and `pixel_mask`, or `encoded_image`, which has both inside.")
-    images, prompts = encoded_image.num_images, len(prompt.input_ids)
+    images, prompts = encoded_image.num_images, prompt.input_ids.shape[0]
     if images != prompts:
         raise ValueError(f"`encoded_image` has {images} images for {prompts} prompts: use its `repeat` or `select`.")
     return encoded_image
 
 
 class Decoding(NamedTuple):
-    """Everything the heads, the loss and the report read of one forward pass.
+    """Everything the output reports of one forward pass.
 
     denoised: of the denoising queries, in training with them; all else is of the matching queries.
     """
 
     enhanced: EnhancerOutput
     first_stage: FirstStage
-    memory: Memory
     decoded: DecoderOutput
     denoised: DecoderOutput | None
 
@@ -136,22 +142,41 @@ def wanted(config: PretrainedConfig, attentions: bool | None, hidden_states: boo
     )
 
 
-def model_output(decoding: Decoding, width: int) -> GroundingDinoModelOutput:
-    """A decoding under the names of transformers, without what is given on demand only.
+def model_output(decoding: Decoding, width: int, **on_demand: Any) -> GroundingDinoModelOutput:
+    """A decoding under the names of transformers.
 
     Args:
         decoding: what the network found.
         width: the least width of the logits.
+        **on_demand: the fields that a call has asked for.
     """
-    enhanced, first_stage, _, decoded, _ = decoding
-    boxes_BQ4 = first_stage.boxes_BQ4.detach()
+    enhanced, first_stage, decoded, denoised = decoding
+    if denoised is not None:
+        on_demand["denoising_hidden_states"] = torch.stack(denoised.hidden, 1)
+        on_demand["denoising_reference_points"] = torch.stack(denoised.references, 1)
+    may_attend_B11Q = first_stage.may_attend_B11Q
     return GroundingDinoModelOutput(
         last_hidden_state=decoded.hidden[-1],
-        init_reference_points=boxes_BQ4,
+        init_reference_points=decoded.references[0],
         intermediate_hidden_states=torch.stack(decoded.hidden, 1),
         intermediate_reference_points=torch.stack(decoded.refined, 1),
         encoder_last_hidden_state_vision=enhanced.image_BSD,
         encoder_last_hidden_state_text=enhanced.text_BTD,
         encoder_logits=pad_logits(first_stage.logits_BQT, width),
         encoder_pred_boxes=first_stage.boxes_BQ4,
+        query_mask=None if may_attend_B11Q is None else may_attend_B11Q[:, 0, 0],
+        **on_demand,
     )
+
+
+def head_inputs(output: GroundingDinoModelOutput, may_attend_BT: Tensor) -> HeadInputs:
+    """What the heads read of the base model's output.
+
+    Args:
+        may_attend_BT: True on tokens, False on padding.
+    """
+    first, after = output.init_reference_points, output.intermediate_reference_points
+    hidden, text = output.intermediate_hidden_states, output.encoder_last_hidden_state_text
+    assert first is not None and after is not None and hidden is not None and text is not None
+    references_BKQ4 = torch.cat([first[:, None], after[:, :-1]], 1)
+    return HeadInputs(hidden, references_BKQ4, output.query_mask, text, may_attend_BT)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from .image_processing_grounding_dino import GroundingDinoImageProcessor
@@ -31,6 +29,8 @@ from .prompts import (
     cut_prompt,
     decode_phrases,
     encode_prompt,
+    keep_prompts,
+    kept_prompts,
     one_prompt_per_image,
     phrase_numbers,
     phrase_scores,
@@ -38,9 +38,10 @@ from .prompts import (
     without_padding,
 )
 
-TokenIds = tuple[int, ...]
-
-_REMEMBERED_PROMPTS = 4096
+_DECODED = (
+    "These input_ids do not hold the words they were made of, as a copy of them does not that was not made by"
+    " `inputs.to(...)`: the labels are read back from token ids, in lower case. Give text_labels for your own strings."
+)
 _TEXT_DEFAULTS = {"padding": True, "return_tensors": "pt"}
 _IMAGE_DEFAULTS = {"return_tensors": "pt"}
 _UNSUPPORTED_TEXT_OPTIONS = (
@@ -55,45 +56,15 @@ _UNSUPPORTED_TEXT_OPTIONS = (
 )
 
 
-class PromptMemory:
-    """The latest prompts by their token ids, for labels in the caller's spelling. Safe to share between threads.
+class GroundingDinoInputs(BatchFeature):
+    """The inputs of the model. The prompts that `input_ids` were made of travel on that tensor, to other devices too."""
 
-    Prompts that differ only in spelling have the same ids. They are therefore looked up by the very tensor that was
-    made of them first, which a copy on another device is not, then by the ids of a whole batch, then by those of a row.
-    A copy, by `copy` or `pickle`, starts empty.
-    """
-
-    def __init__(self, capacity: int = _REMEMBERED_PROMPTS) -> None:
-        """Make a memory for `capacity` batches and single prompts."""
-        self.capacity = capacity
-        self._lock = threading.Lock()
-        self._prompts: OrderedDict[tuple[TokenIds, ...], tuple[EncodedPrompt, ...]] = OrderedDict()
-        self._by_tensor = WeakIdKeyDictionary()
-
-    def __reduce__(self) -> tuple[type[PromptMemory], tuple[int]]:
-        """Copy the capacity alone."""
-        return type(self), (self.capacity,)
-
-    def remember(self, prompts: Sequence[EncodedPrompt], input_ids: Any = None) -> None:
-        """Keep the prompts of a batch, together and each by itself, and for as long as there is their tensor."""
-        with self._lock:
-            if isinstance(input_ids, Tensor):
-                self._by_tensor[input_ids] = tuple(prompts)
-            for group in (*((prompt,) for prompt in prompts), tuple(prompts)):
-                key = tuple(prompt.input_ids for prompt in group)
-                self._prompts[key] = group
-                self._prompts.move_to_end(key)
-            while len(self._prompts) > self.capacity:
-                self._prompts.popitem(last=False)
-
-    def recall(self, rows: Sequence[TokenIds], input_ids: Any = None) -> list[EncodedPrompt | None]:
-        """The prompt of each row of ids, None where it was never seen or is forgotten."""
-        with self._lock:
-            own = self._by_tensor.get(input_ids, ()) if isinstance(input_ids, Tensor) else ()
-            if own and [prompt.input_ids for prompt in own] == list(rows):
-                return list(own)
-            batch = self._prompts.get(tuple(rows))
-            return list(batch) if batch else [self._prompts.get((row,), (None,))[0] for row in rows]
+    def to(self, *args: Any, **kwargs: Any) -> GroundingDinoInputs:
+        """As in transformers."""
+        before = self.data.get("input_ids")
+        super().to(*args, **kwargs)
+        keep_prompts(self.data.get("input_ids"), kept_prompts(before))
+        return self
 
 
 class GroundingDinoProcessor(ProcessorMixin):
@@ -114,7 +85,6 @@ class GroundingDinoProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer)
         if self.tokenizer.unk_token_id in self._special_token_ids:
             raise ValueError("The tokenizer does not know [CLS], [SEP], '.' and '?': are its files there?")
-        self.prompt_memory = PromptMemory()
 
     def __call__(
         self,
@@ -122,7 +92,7 @@ class GroundingDinoProcessor(ProcessorMixin):
         text: PromptText | Sequence[PromptText] | None = None,
         annotations: Any = None,
         **kwargs: Any,
-    ) -> BatchFeature:
+    ) -> GroundingDinoInputs:
         """Make the inputs of the model.
 
         Args:
@@ -154,7 +124,7 @@ class GroundingDinoProcessor(ProcessorMixin):
         if text is not None:
             num_images = len(pictures["pixel_values"]) if pictures else None
             words = self._encode(one_prompt_per_image(text, num_images), _TEXT_DEFAULTS | options["text_kwargs"])
-        return BatchFeature({**words, **pictures})
+        return GroundingDinoInputs({**words, **pictures})
 
     def _encode(self, texts: Sequence[PromptText], options: dict[str, Any]) -> dict[str, Any]:
         for name in _UNSUPPORTED_TEXT_OPTIONS:
@@ -180,7 +150,7 @@ class GroundingDinoProcessor(ProcessorMixin):
             padding_side="right",  # phrases count from the left: padding before them would be a phrase
             return_tensors=options.get("return_tensors"),
         )
-        self.prompt_memory.remember(prompts, padded["input_ids"])
+        keep_prompts(padded["input_ids"], prompts)
         return {name: padded[name] for name in columns if options.get(f"return_{name}", True) is not False}
 
     @property
@@ -208,7 +178,9 @@ class GroundingDinoProcessor(ProcessorMixin):
             text_threshold: for captions, the least score of a token for its word to be in the label, exclusive.
             target_sizes: (height, width) of each image, for boxes in pixels; without it they are in [0, 1].
             text_labels: the name of each phrase: one list for all images, or one list an image. By default the
-                strings this processor was called with, or what the tokenizer decodes if it was not called with them.
+                strings that the processor was called with, which travel on the tensor `input_ids` that it gave, also by
+                `inputs.to(device)`. A copy made otherwise has them no longer: then, with a warning, what the tokenizer
+                decodes, in lower case.
             box_threshold: an older name of `threshold`, which it overrides.
 
         Returns:
@@ -312,7 +284,7 @@ class GroundingDinoProcessor(ProcessorMixin):
         return list(zip(prompts, numbers, logits, boxes, sizes, strict=True))
 
     def _prompts_of(self, outputs: Any, input_ids: Any, text_labels: Any) -> list[EncodedPrompt]:
-        """The prompt of each image, with the names of its phrases: given, remembered or decoded."""
+        """The prompt of each image, with the names of its phrases: given, or those on the ids, or decoded."""
         ids = getattr(outputs, "input_ids", None) if input_ids is None else input_ids
         if ids is None:
             raise ValueError("The outputs hold no input_ids: give those the model was called with.")
@@ -325,10 +297,13 @@ class GroundingDinoProcessor(ProcessorMixin):
         if longest > width:
             raise ValueError(f"A prompt of {longest} tokens cannot have given logits for {width} tokens.")
         names = names_per_image(text_labels, num_images)
+        kept = kept_prompts(ids)
+        if kept is None or [prompt.input_ids for prompt in kept] != rows:
+            kept = [EncodedPrompt(row, decode_phrases(row, self.tokenizer), None, ()) for row in rows]
+            if text_labels is None:
+                warnings.warn(_DECODED, stacklevel=4)
         prompts = []
-        for i, (row, known) in enumerate(zip(rows, self.prompt_memory.recall(rows, ids), strict=True)):
-            prompt = known or EncodedPrompt(row, decode_phrases(row, self.tokenizer), None, ())
-            given = names[i]
+        for i, (prompt, given) in enumerate(zip(kept, names, strict=True)):
             if given is not None and len(given) != len(prompt.phrases):
                 raise ValueError(f"Image {i}: {len(given)} text_labels for a prompt of {len(prompt.phrases)} phrases.")
             prompts.append(prompt if given is None else prompt._replace(phrases=tuple(given)))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import string
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -27,6 +28,8 @@ _WORD = re.compile(rf"{_LETTERS}(?:[-'\u2019_]{_LETTERS})*")
 Span = tuple[int, int]
 PromptText = str | Sequence[str]
 _MOST_QUOTED = 60  # letters
+_PROMPTS = "grounding_dino_prompts"
+_INNER_DELIMITER = re.compile(rf"[{re.escape(''.join(PHRASE_DELIMITERS))}]\s+\S")
 
 
 class EncodedPrompt(NamedTuple):
@@ -231,13 +234,15 @@ def one_prompt_per_image(text: PromptText | Sequence[PromptText], num_images: in
 
     - a string is one caption;
     - a flat list of strings is ONE prompt of labels. The exception keeps scripts written for transformers
-      working: as many strings as images, each closed by a delimiter, are captions, one an image.
+      working: as many strings as images, each closed by a delimiter, are captions, one an image. With some of them
+      closed it is neither, and refused; a label that looks like a caption ("a cat. a dog") is one label, with a warning.
       (`[["U.S.A."]]`, nested, is a label whatever it looks like.)
     - a list that holds a list has one prompt an image, each a caption or a list of labels;
     - one prompt serves all images.
 
     Raises:
-        ValueError: no text at all, something that is no text, or neither one prompt nor one an image.
+        ValueError: no text at all, something that is no text, neither one prompt nor one an image, or as many strings
+            as there are images, several, of which only some are closed.
     """
     texts = [text] if isinstance(text, str) else label_list(text)
     if not texts:
@@ -245,6 +250,7 @@ def one_prompt_per_image(text: PromptText | Sequence[PromptText], num_images: in
     if isinstance(text, str) or any(isinstance(t, (list, tuple)) for t in texts) or _are_captions(texts, num_images):
         prompts: list[PromptText] = [t if isinstance(t, str) else label_list(t) for t in texts]
     else:
+        _look_for_captions(texts, num_images)
         prompts = [texts]
     if num_images is not None and len(prompts) == 1:
         prompts = prompts * num_images
@@ -254,11 +260,43 @@ def one_prompt_per_image(text: PromptText | Sequence[PromptText], num_images: in
 
 
 def _are_captions(texts: Sequence[Any], num_images: int | None) -> bool:
-    closed = all(isinstance(t, str) and t.strip().endswith(PHRASE_DELIMITERS) for t in texts)
-    return closed and (num_images is None or len(texts) == num_images)
+    return all(map(_is_closed, texts)) and (num_images is None or len(texts) == num_images)
+
+
+def _is_closed(text: Any) -> bool:
+    return isinstance(text, str) and text.strip().endswith(PHRASE_DELIMITERS)
+
+
+def _look_for_captions(labels: Sequence[Any], num_images: int | None) -> None:
+    """Say of a flat list of labels what else it could have been meant to be."""
+    if len(labels) == num_images and num_images > 1 and any(map(_is_closed, labels)):
+        open_label = next(label for label in labels if not _is_closed(label))
+        raise ValueError(
+            f"{len(labels)} strings for as many images, some closed by '.', but not {quoted(str(open_label))}: close"
+            " each for one caption an image, or nest the list, [[...]], for one prompt of labels."
+        )
+    for label in labels:
+        if isinstance(label, str) and _INNER_DELIMITER.search(label):
+            warnings.warn(
+                f"{quoted(label)} is read as one label, and the model does not see the delimiter inside. For a caption"
+                " of several phrases give the string alone, or close each with '.', one an image; nest the list,"
+                " [[...]], to say that it is a label.",
+                stacklevel=4,
+            )
 
 
 # --- from tokens back to words -----------------------------------------------------------------------------------
+
+
+def keep_prompts(input_ids: Any, prompts: Sequence[EncodedPrompt] | None) -> None:
+    """Let a tensor of token ids carry the prompts it was made of, one a row; nothing else can carry any."""
+    if isinstance(input_ids, Tensor) and prompts is not None:
+        input_ids.__dict__[_PROMPTS] = list(prompts)
+
+
+def kept_prompts(input_ids: Any) -> list[EncodedPrompt] | None:
+    """The prompts that a tensor of token ids was made of, where it carries them."""
+    return vars(input_ids).get(_PROMPTS) if isinstance(input_ids, Tensor) else None
 
 
 def without_padding(input_ids: Sequence[int], special_token_ids: Sequence[int]) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .context import Size
-from .token_wise import token_wise
+from .token_wise import is_hooked, token_wise
 
 ROWS_AT_A_TIME = 4096
 OUT_OF_SIGHT = -100.0
@@ -36,24 +36,12 @@ def follows_stock(model: Any) -> bool:
     if torch.jit.is_tracing():  # type: ignore[attr-defined]
         return False
     stages = list(model.swin.encoder.layers)
-    # transformers itself leaves hooks on the encoder's stages, which are no sign of anything.
-    if not all(_is_plain(stage, "SwinStage") for stage in stages):
-        return False
     layers = [layer for stage in stages for layer in stage.blocks]
-    called = [(model, "SwinBackbone"), (model.swin, "SwinModel"), (model.swin.encoder, "SwinEncoder")]
+    called = [(model.swin, "SwinModel"), (model.swin.encoder, "SwinEncoder"), *((s, "SwinStage") for s in stages)]
     for layer in layers:
         called += [(layer, "SwinLayer"), (layer.attention, "SwinAttention"), (layer.mlp, "SwinMLP")]
-    return all(_is_plain(module, name) and not _has_hooks(module) for module, name in called)
-
-
-def _is_plain(module: nn.Module, class_name: str) -> bool:
-    return type(module).__name__ == class_name and "forward" not in module.__dict__
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+    as_built = all(type(module).__name__ == name for module, name in called)
+    return as_built and not any(is_hooked(module) for module in model.modules())
 
 
 def swin_feature_maps(model: Any, pixel_values: Tensor) -> tuple[Tensor, ...]:

@@ -20,6 +20,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from .configuration_grounding_dino import AnyGroundingDinoConfig
 from .prompts import sub_sentence_attention
+from .token_wise import is_hooked
 
 TokenIds = tuple[int, ...]
 
@@ -44,6 +45,14 @@ class TextNetwork(NamedTuple):
     encoder: nn.Module
     projection: nn.Module
     special_token_ids: tuple[int, ...]
+
+    def modules(self) -> Iterable[nn.Module]:
+        """Every module of both networks."""
+        return chain(self.encoder.modules(), self.projection.modules())
+
+    def weights(self) -> Iterable[Tensor]:
+        """Every parameter and buffer of both."""
+        return chain.from_iterable(chain(m.parameters(), m.buffers()) for m in (self.encoder, self.projection))
 
     def read(self, input_ids_BT: Tensor, token_type_ids_BT: Tensor | None = None) -> Tensor:
         """Projected last hidden states `(B, T, D)`.
@@ -146,10 +155,10 @@ def _join_phrases(phrases: Iterable[TokenIds], special_token_ids: Sequence[int])
 class PhraseMemory:
     """The features of the latest phrases, for as long as the weights stay. Safe to share between threads.
 
-    It serves calls that record no gradient, with the encoder in eval mode, uncompiled, on one device. It starts anew
-    when a parameter is replaced, written to, moved or cast, and when the encoder trains. It tells by each parameter's
-    address and version and by one of its values: writing a few values past both (`parameter.data[i] = x`) needs
-    `clear()`. A copy, by `copy` or `pickle`, starts empty.
+    It serves calls that record no gradient, with the encoder in eval mode, unhooked and uncompiled, on one device. It
+    starts anew when a parameter is replaced, written to, frozen, moved or cast, when the encoder trains, and with each
+    call of the model's `train` and `eval`. It tells by each parameter's identity, address and version: writing past
+    these (`parameter.data.copy_(x)`) needs `clear()`. A copy, by `copy` or `pickle`, starts empty.
     """
 
     def __init__(self, capacity: int = _REMEMBERED_TOKENS) -> None:
@@ -225,34 +234,28 @@ class PhraseMemory:
 
 def _changes_between_calls(network: TextNetwork) -> bool:
     """Whether equal weights may give unequal features: dropout is on, or there are adapters that can be switched."""
-    modules = chain(network.encoder.modules(), network.projection.modules())
-    return any(module.training or hasattr(type(module), "adapter_layer_names") for module in modules)
+    return any(module.training or hasattr(type(module), "adapter_layer_names") for module in network.modules())
 
 
 def _is_plain(network: TextNetwork, input_ids_BT: Tensor, token_type_ids_BT: Tensor | None) -> bool:
-    """Whether a phrase's features depend on its ids alone, and weights and ids are ordinary tensors of one device."""
-    tensors = [*_weights(network), input_ids_BT]
-    if any(type(tensor) not in (Tensor, nn.Parameter) or tensor.device != input_ids_BT.device for tensor in tensors):
-        return False
-    if input_ids_BT.is_meta or not input_ids_BT.numel():
+    """Whether features depend on a phrase's ids alone: no hooks, ordinary weights that tell of changes, one device."""
+    for weight in network.weights():
+        ordinary = type(weight) in (Tensor, nn.Parameter) and not weight.is_inference()
+        if not ordinary or weight.device != input_ids_BT.device:
+            return False
+    if input_ids_BT.is_meta or not input_ids_BT.numel() or any(map(is_hooked, network.modules())):
         return False
     takes_positions = "position_ids" in inspect.signature(network.encoder.forward).parameters
     return takes_positions and (token_type_ids_BT is None or not token_type_ids_BT.any())
 
 
-def _weights(network: TextNetwork) -> Iterable[Tensor]:
-    modules = (network.encoder, network.projection)
-    return chain.from_iterable(chain(module.parameters(), module.buffers()) for module in modules)
-
-
 def _state_of(network: TextNetwork) -> Hashable:
-    """What tells the present weights, and the precision they are used in, from others.
+    """What tells the present weights, and the precision they are used in, from others, without reading one.
 
-    The version misses `.data`, an address is used again once its memory was freed: hence a value of each.
+    An address is used again once its memory was freed: hence the identity of the tensor, whose version counts on.
     """
-    weights = [weight.detach() for weight in _weights(network) if weight.numel()]
-    values = torch.stack([weight[tuple(side // 2 for side in weight.shape)] for weight in weights]).tolist()
-    kinds = [(w.data_ptr(), None if w.is_inference() else w._version, w.dtype, w.device) for w in weights]
+    weights = [weight for weight in network.weights() if weight.numel()]
+    kinds = [(id(w), w.data_ptr(), w._version, w.dtype, w.device, w.requires_grad) for w in weights]
     device = weights[0].device.type
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    return (autocast, *kinds, *values)
+    return (autocast, *kinds)

@@ -19,6 +19,8 @@ FEWEST_ROWS = 64
 CONVOLUTION_VALUES = 20480
 """Up to this many values torch keeps a convolution of one image from oneDNN (`use_mkldnn` in its Convolution.cpp)."""
 
+RECORDING_HOOKS = "transformers.utils.output_capturing"
+
 Step = Callable[[Tensor], Tensor]
 
 
@@ -90,9 +92,10 @@ def _onednn_chain(x: Tensor, layers: tuple[nn.Module, ...]) -> Step | None:
         return None
     steps: list[Step] = [Tensor.to_mkldnn]
     for layer in layers:
-        if isinstance(layer, nn.Dropout) and not layer.training:
+        if isinstance(layer, nn.Dropout) and not layer.training and not is_hooked(layer):
             continue
-        if not isinstance(layer, nn.ReLU | GELUActivation) and not _is_plain_on_cpu(layer):
+        plain = not is_hooked(layer) if isinstance(layer, nn.ReLU | GELUActivation) else _is_plain_on_cpu(layer)
+        if not plain:
             return None
         steps.append(layer)
     return _chain([*steps, Tensor.to_dense])
@@ -104,10 +107,15 @@ def _is_plain_on_cpu(layer: nn.Module) -> bool:
 
 def is_plain_linear(layer: nn.Module) -> bool:
     """Whether a layer is `nn.Linear` and nothing else: no adapter, no quantised weight, no hook, no other forward."""
-    return (
-        type(layer) is nn.Linear
-        and type(layer.weight) is nn.Parameter
-        and "forward" not in vars(layer)
-        and not layer._forward_hooks
-        and not layer._forward_pre_hooks
-    )
+    return type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and not is_hooked(layer)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a call does more than the class's `forward`: hooks, on the module or on all, or another `forward`.
+
+    What transformers leaves behind to record outputs for those who ask is no such hook.
+    """
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    if "forward" in vars(module) or nn.modules.module._has_any_global_hook():
+        return True
+    return any(hook.__module__ != RECORDING_HOOKS for kind in hooks for hook in kind.values())

@@ -316,8 +316,8 @@ def calibrated_thresholds(model: str, labels: Sequence[str]) -> Thresholds:
     from hf_grounding_dino.thresholds import Thresholds
 
     try:
-        with hub_or_cache(model):
-            thresholds = Thresholds.from_pretrained(model)
+        with hub_or_cache(model) as cached:
+            thresholds = Thresholds.from_pretrained(model, local_files_only=cached)
     except (FileNotFoundError, ValueError) as error:
         raise UserError(error) from error
     if missing := thresholds.missing(labels):
