@@ -435,7 +435,7 @@ def test_a_label_that_looks_like_a_caption_is_said_to_be_one_label(
 
 def test_captions_of_which_some_are_open_are_refused(processor: GroundingDinoProcessor) -> None:
     """Law 28: two strings for two images are captions when both are closed, labels when none is, else neither."""
-    with pytest.raises(ValueError, match="'a dog'.*nest the list"):
+    with pytest.raises(ValueError, match=r"'a dog'.*nest the list"):
         processor([IMAGE] * 2, ["a cat.", "a dog"])
     captions, labels = processor([IMAGE] * 2, ["a cat.", "a dog."]), processor([IMAGE] * 2, ["a cat", "a dog"])
     joint = processor([IMAGE] * 2, [["a cat.", "a dog"]])

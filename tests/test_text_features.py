@@ -47,7 +47,7 @@ def ids(*rows: list[int]) -> Tensor:
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by the number of tokens at every run of a text encoder. (A hook would turn the memory off.)"""
+    """Grows by the number of tokens at every run of a text encoder; a hook would turn the memory off."""
     seen: list[int] = []
 
     def counted(encoder: Any, input_ids: Tensor, *rest: Any) -> Tensor:

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
-from hf_grounding_dino import GroundingDinoForObjectDetection, GroundingDinoPipeline, GroundingDinoProcessor
+from fake_hub import COMMIT, put_into_cache
+from hf_grounding_dino import GroundingDinoForObjectDetection, GroundingDinoPipeline, GroundingDinoProcessor, thresholds
 from hf_grounding_dino.assets import DEMO_PICTURE, NANO
 from hf_grounding_dino.thresholds import THRESHOLDS_FILE, Thresholds, threshold_per_label
 
@@ -116,3 +118,25 @@ def test_the_pipeline_keeps_each_label_above_its_own(calibrated: Path) -> None:
     assert pipe(picture, candidate_labels=labels, threshold="calibrated") == expected
     content = json.loads((calibrated / THRESHOLDS_FILE).read_text())
     assert content["scoring"] == "mean"
+
+
+def test_the_pipeline_reads_them_once_as_the_model_was_read(
+    calibrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the same token, of the same revision, from the same cache, however many images there are."""
+    Thresholds(0.9).write(calibrated)
+    put_into_cache(tmp_path, "x/nano", calibrated)
+    where: Any = {"token": "secret", "cache_dir": str(tmp_path), "local_files_only": True, "revision": COMMIT}
+    model = GroundingDinoForObjectDetection.from_pretrained("x/nano", **where)
+    pipe = GroundingDinoPipeline(model, processor=GroundingDinoProcessor.from_pretrained(calibrated))
+    asked: list[dict[str, Any]] = []
+
+    def cached_file(name: str, file: str, **options: Any) -> Any:
+        asked.append(options)
+        return transformers.utils.hub.cached_file(name, file, **options)
+
+    monkeypatch.setattr(thresholds, "cached_file", cached_file)
+    for _ in range(2):
+        pipe([str(DEMO_PICTURE)] * 2, candidate_labels=["circle"], threshold="calibrated")
+    assert asked == [where]
+    assert "secret" not in repr(vars(model))

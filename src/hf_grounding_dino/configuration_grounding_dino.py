@@ -63,7 +63,7 @@ LOSS_PRESETS = {
 }
 
 
-# All but `logits`, `pred_boxes` and `input_ids`, by which these are read: megabytes of an image, which `Trainer` gathers.
+# All but `logits`, `pred_boxes` and `input_ids`, by which these are read: megabytes an image, which `Trainer` keeps.
 KEYS_TO_IGNORE_AT_INFERENCE = [
     "loss_dict",
     "auxiliary_outputs",

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from .configuration_grounding_dino import AnyGroundingDinoConfig, MMGroundingDinoConfig
@@ -90,6 +91,27 @@ def build_heads(config: AnyGroundingDinoConfig) -> tuple[nn.ModuleList, nn.Modul
     boxes = nn.ModuleList(BoxHead(config.d_model) for _ in range(config.decoder_layers))
     classes = nn.ModuleList(ContrastiveHead(config) for _ in range(config.decoder_layers))
     return boxes, classes
+
+
+def refuse_untied_heads(model: PreTrainedModel, missing_keys: set[str]) -> None:
+    """Refuse a checkpoint with different heads where its configuration shares them.
+
+    Args:
+        model: the detector, with what the checkpoint holds.
+        missing_keys: what it does not hold.
+
+    Raises:
+        ValueError: naming the tensors and the flag.
+    """
+    for target, source in model.get_expanded_tied_weights_keys().items():
+        if target in missing_keys or source in missing_keys:
+            continue
+        if not torch.equal(model.get_parameter(target), model.get_parameter(source)):
+            flag = "decoder_bbox_embed_share" if "bbox_embed" in target else "decoder_cls_embed_share"
+            raise ValueError(
+                f"The checkpoint holds different values for {source} and {target}, but its configuration has"
+                f" `{flag}=True`: set `{flag}` to False in config.json."
+            )
 
 
 def tied_heads(config: AnyGroundingDinoConfig) -> dict[str, str]:

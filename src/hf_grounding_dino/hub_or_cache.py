@@ -5,15 +5,31 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
+_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
+_REACHED_BY: WeakKeyDictionary[PreTrainedModel, dict[str, Any]] = WeakKeyDictionary()
+
 _UNREACHED = {"ConnectError", "TimeoutException"}
 """Of httpx or httpx2, whichever the client of the Hub is built on."""
+
+
+def remember_hub_options(model: PreTrainedModel, options: Mapping[str, Any]) -> None:
+    """Remember how a model was loaded, for the files beside its weights: in no copy, pickle or file of the model."""
+    _REACHED_BY[model] = {name: options[name] for name in _OPTIONS if options.get(name)}
+
+
+def hub_options(model: PreTrainedModel) -> dict[str, Any]:
+    """`token`, `revision`, `cache_dir`, ... that a model was loaded with."""
+    return dict(_REACHED_BY.get(model, {}))
 
 
 @contextmanager

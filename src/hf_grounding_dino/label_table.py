@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .denoising import Denoising, DenoisingSettings
+from .hub_or_cache import remember_hub_options
 
 TABLE_FILE = "denoising.safetensors"
 TABLE_KEY = "label_embedding.weight"
@@ -94,10 +95,12 @@ class DenoisingPreTrainedModel(PreTrainedModel):
 
         For one on the Hub, download it and give it to `load_denoising`.
         """
+        options = dict(kwargs)
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        remember_hub_options(model, options)
         file = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "", TABLE_FILE)
         if pretrained_model_name_or_path is not None and file.is_file():
-            model = loaded[0] if isinstance(loaded, tuple) else loaded
             model.load_denoising(file)
         return loaded
 

@@ -21,16 +21,16 @@ from .configuration_grounding_dino import (
     MMGroundingDinoConfig,
     as_own_config,
 )
-from .context import ImageContext, Recording, Size, TextContext, by_kind
+from .context import ImageContext, Recording, Size, TextContext
 from .decoder import CrossModalityDecoder, DecoderOutput, Memory, predict_layers
 from .denoising import NoisedQueries
 from .enhancer import FeatureEnhancer
-from .heads import BoxHead, ContrastiveHead, build_heads, pad_logits, tied_heads
+from .heads import BoxHead, ContrastiveHead, build_heads, pad_logits, refuse_untied_heads, tied_heads
 from .label_table import DenoisingPreTrainedModel
 from .losses import Predictions
 from .objective import lesson_loss, prepare_lesson
 from .outputs import GroundingDinoModelOutput, GroundingDinoObjectDetectionOutput, common_fields
-from .passage import Decoding, EncodedImage, Prompt, encoded_images, head_inputs, model_output, wanted
+from .passage import Decoding, EncodedImage, Prompt, encoded_images, head_inputs, hidden_states, model_output, wanted
 from .positions import text_position_embedding
 from .prompts import sub_sentence_attention
 from .query_selection import FirstStage, gather_tokens, grid_proposals, select_queries
@@ -189,7 +189,10 @@ class GroundingDinoModel(GroundingDinoPreTrainedModel):
         memory = Memory(enhanced.image_BSD, enhanced.text_BTD, image, text, first_stage.may_attend_B11Q)
         decoded, denoised = self._decode(first_stage, memory, noised, record)
         decoding = Decoding(enhanced, first_stage, decoded, denoised)
-        return model_output(decoding, self.config.max_text_len, **self._on_demand(decoding, image, record))
+        fields = {}
+        if record.states:
+            fields = hidden_states(decoding, image, self.decoder.layer_norm, self.encoder_output_bbox_embed)
+        return model_output(decoding, self.config.max_text_len, **fields)
 
     def encode_image(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> EncodedImage:
         """All that depends on the images alone, which several prompts can share: see `EncodedImage`.
@@ -253,31 +256,10 @@ class GroundingDinoModel(GroundingDinoPreTrainedModel):
         denoised, decoded = noised.split(self.decoder(*noised.before(*start), record.weights))
         return decoded, denoised
 
-    def _on_demand(self, decoding: Decoding, image: ImageContext, record: Recording) -> dict[str, Any]:
-        """The fields of the output that a call asks for."""
-        enhanced, first_stage, decoded, _ = decoding
-        fields: dict[str, Any] = {}
-        if record.states:
-            fields = {
-                "decoder_hidden_states": (self.decoder.layer_norm(first_stage.content_BQD), *decoded.hidden),
-                "encoder_vision_hidden_states": enhanced.image_states,
-                "encoder_text_hidden_states": enhanced.text_states,
-                "enc_outputs_class": pad_logits(first_stage.all_logits_BST, self.config.max_text_len),
-                "enc_outputs_coord_logits": self._all_box_logits(first_stage, image),
-            }
-        if record.weights:
-            fields["encoder_attentions"] = by_kind(enhanced.weights)
-            fields["decoder_attentions"] = by_kind(decoded.weights)
-        return fields
-
     def _query_content(self, chosen_BQD: Tensor) -> Tensor:
         if self.config.embedding_init_target:
             return self.query_position_embeddings.weight.expand(chosen_BQD.shape[0], -1, -1)
         return chosen_BQD.detach()
-
-    def _all_box_logits(self, first_stage: FirstStage, image: ImageContext) -> Tensor:
-        offsets: Tensor = self.encoder_output_bbox_embed(first_stage.features_BSD).float()
-        return offsets + torch.special.logit(grid_proposals(image).boxes_BS4)
 
 
 class GroundingDinoForObjectDetection(DenoisingPreTrainedModel, GroundingDinoPreTrainedModel):
@@ -310,26 +292,15 @@ class GroundingDinoForObjectDetection(DenoisingPreTrainedModel, GroundingDinoPre
             ValueError: a checkpoint holds different heads although the configuration shares them.
         """
         if missing_keys is not None:
-            self._refuse_untied_heads(missing_keys)
+            refuse_untied_heads(self, missing_keys)
         super().tie_weights(missing_keys, recompute_mapping)
-
-    def _refuse_untied_heads(self, missing_keys: set[str]) -> None:
-        for target, source in self.get_expanded_tied_weights_keys().items():
-            if target in missing_keys or source in missing_keys:
-                continue
-            if not torch.equal(self.get_parameter(target), self.get_parameter(source)):
-                flag = "decoder_bbox_embed_share" if "bbox_embed" in target else "decoder_cls_embed_share"
-                raise ValueError(
-                    f"The checkpoint holds different values for {source} and {target}, but its configuration has"
-                    f" `{flag}=True`: set `{flag}` to False in config.json."
-                )
 
     def encode_image(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> EncodedImage:
         """As `GroundingDinoModel.encode_image`."""
         return self.model.encode_image(pixel_values, pixel_mask)
 
     @can_return_tuple
-    def forward(
+    def forward(  # noqa: PLR0913 - the arguments of transformers, and three more
         self,
         pixel_values: Tensor | None = None,
         input_ids: Tensor | None = None,
@@ -375,23 +346,21 @@ class GroundingDinoForObjectDetection(DenoisingPreTrainedModel, GroundingDinoPre
         layers = range(self.config.decoder_layers)[0 if lesson is not None else -1 :]
         heads = (self.bbox_embed, self.class_embed)
         predictions = Predictions(*predict_layers(layers, *heads, head_inputs(base, prompt.may_attend_BT)))
-        width = self.config.max_text_len
-        logits_KBQT, boxes_KBQ4 = predictions
-        taught: dict[str, Any] = {}
+        loss, terms = None, None
         if lesson is not None:
-            if num_boxes is None and num_items_in_batch is not None:
-                num_boxes = torch.as_tensor(num_items_in_batch).clamp(min=1)
-            loss, terms = lesson_loss(lesson, predictions, base, prompt.may_attend_BT, heads, self.config, num_boxes)
-            taught = {"loss": loss, "loss_dict": terms}
-            if self.config.auxiliary_loss:
-                pairs = zip(logits_KBQT[:-1], boxes_KBQ4[:-1], strict=True)
-                taught["auxiliary_outputs"] = [{"logits": pad_logits(z, width), "pred_boxes": b} for z, b in pairs]
+            count = num_items_in_batch if num_boxes is None else num_boxes
+            loss, terms = lesson_loss(lesson, predictions, base, prompt.may_attend_BT, heads, self.config, count)
+        width = self.config.max_text_len
+        *auxiliary, (logits, boxes) = ((pad_logits(z, width), b) for z, b in zip(*predictions, strict=True))
+        wanted = lesson is not None and self.config.auxiliary_loss
         return GroundingDinoObjectDetectionOutput(
-            logits=pad_logits(logits_KBQT[-1], width),
-            pred_boxes=boxes_KBQ4[-1],
+            loss=loss,
+            loss_dict=terms,
+            logits=logits,
+            pred_boxes=boxes,
+            auxiliary_outputs=[{"logits": z, "pred_boxes": b} for z, b in auxiliary] if wanted else None,
             input_ids=prompt.input_ids,
             **common_fields(base),
-            **taught,
         )
 
 

@@ -9,15 +9,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from .context import ImageContext, Recording
+from .context import ImageContext, Recording, by_kind
 from .decoder import DecoderOutput, HeadInputs
 from .enhancer import EnhancerOutput
 from .heads import pad_logits
 from .outputs import GroundingDinoModelOutput, moved
-from .query_selection import FirstStage
+from .query_selection import FirstStage, grid_proposals
 
 
 class EncodedImage(NamedTuple):
@@ -142,6 +142,26 @@ def wanted(config: PretrainedConfig, attentions: bool | None, hidden_states: boo
     )
 
 
+def hidden_states(decoding: Decoding, image: ImageContext, norm: nn.Module, box_head: nn.Module) -> dict[str, Any]:
+    """What the output holds with `output_hidden_states`, by name.
+
+    Args:
+        decoding: what the network found, with the states of the enhancer.
+        image: where its tokens lie.
+        norm: of the decoder's states.
+        box_head: of the first stage.
+    """
+    first_stage, enhanced = decoding.first_stage, decoding.enhanced
+    offsets_BS4 = box_head(first_stage.features_BSD).float()
+    return {
+        "decoder_hidden_states": (norm(first_stage.content_BQD), *decoding.decoded.hidden),
+        "encoder_vision_hidden_states": enhanced.image_states,
+        "encoder_text_hidden_states": enhanced.text_states,
+        "enc_outputs_class": first_stage.all_logits_BST,
+        "enc_outputs_coord_logits": offsets_BS4 + torch.special.logit(grid_proposals(image).boxes_BS4),
+    }
+
+
 def model_output(decoding: Decoding, width: int, **on_demand: Any) -> GroundingDinoModelOutput:
     """A decoding under the names of transformers.
 
@@ -154,6 +174,11 @@ def model_output(decoding: Decoding, width: int, **on_demand: Any) -> GroundingD
     if denoised is not None:
         on_demand["denoising_hidden_states"] = torch.stack(denoised.hidden, 1)
         on_demand["denoising_reference_points"] = torch.stack(denoised.references, 1)
+    if enhanced.weights:
+        on_demand["encoder_attentions"] = by_kind(enhanced.weights)
+        on_demand["decoder_attentions"] = by_kind(decoded.weights)
+    if "enc_outputs_class" in on_demand:
+        on_demand["enc_outputs_class"] = pad_logits(on_demand["enc_outputs_class"], width)
     may_attend_B11Q = first_stage.may_attend_B11Q
     return GroundingDinoModelOutput(
         last_hidden_state=decoded.hidden[-1],

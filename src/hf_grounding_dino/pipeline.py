@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from io import IOBase
 from itertools import islice, repeat
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 from transformers import ZeroShotObjectDetectionPipeline
 
 from .configuration_grounding_dino import as_own_config
+from .hub_or_cache import hub_options
 from .image_processing_grounding_dino import read_images, upright
 from .modeling_grounding_dino import GroundingDinoForObjectDetection
 from .post_processing import Detections, checked_top_k, listed
@@ -159,7 +161,7 @@ class GroundingDinoPipeline(ZeroShotObjectDetectionPipeline):
         chunk_batch: int = 4,
     ) -> list[Detections]:
         if isinstance(threshold, str) and threshold == CALIBRATED:
-            threshold = Thresholds.from_pretrained(self.model.name_or_path or "")
+            threshold = self._calibrated_thresholds
         if scoring is None:
             scoring = "mean" if isinstance(threshold, Thresholds) else "max"
         same_labels: dict[tuple[str, ...], list[int]] = {}
@@ -181,6 +183,11 @@ class GroundingDinoPipeline(ZeroShotObjectDetectionPipeline):
             )
             found |= zip(rows, (above_thresholds(result, least) for result in results), strict=True)
         return [found[row] for row in range(len(batch))]
+
+    @cached_property
+    def _calibrated_thresholds(self) -> Thresholds:
+        """What `calibrate` put beside the model, read once, from where and by what right the model was loaded."""
+        return Thresholds.from_pretrained(self.model.name_or_path or "", **hub_options(self.model))
 
     def postprocess(self, found: Detections, top_k: int | None = None) -> list[Found]:  # type: ignore[override]
         """The best `top_k` detections in plain numbers and strings."""

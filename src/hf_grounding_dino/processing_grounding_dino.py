@@ -57,7 +57,7 @@ _UNSUPPORTED_TEXT_OPTIONS = (
 
 
 class GroundingDinoInputs(BatchFeature):
-    """The inputs of the model. The prompts that `input_ids` were made of travel on that tensor, to other devices too."""
+    """The inputs of the model. The prompts they were made of travel on the tensor `input_ids`, to other devices too."""
 
     def to(self, *args: Any, **kwargs: Any) -> GroundingDinoInputs:
         """As in transformers."""

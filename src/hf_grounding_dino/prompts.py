@@ -235,7 +235,7 @@ def one_prompt_per_image(text: PromptText | Sequence[PromptText], num_images: in
     - a string is one caption;
     - a flat list of strings is ONE prompt of labels. The exception keeps scripts written for transformers
       working: as many strings as images, each closed by a delimiter, are captions, one an image. With some of them
-      closed it is neither, and refused; a label that looks like a caption ("a cat. a dog") is one label, with a warning.
+      closed it is neither, and refused. A label that looks like a caption ("a cat. a dog") is one label, and warned of.
       (`[["U.S.A."]]`, nested, is a label whatever it looks like.)
     - a list that holds a list has one prompt an image, each a caption or a list of labels;
     - one prompt serves all images.

@@ -42,16 +42,19 @@ def prepare_targets(labels: Sequence[Mapping[str, Any]], phrase_numbers_BT: Tens
     """
     if len(labels) != len(phrase_numbers_BT):
         raise ValueError(f"`labels` describe {len(labels)} images, the batch holds {len(phrase_numbers_BT)}.")
-    return [_image_targets(_name(i, label), label, phrase_numbers_BT[i]) for i, label in enumerate(labels)]
+    return [
+        _image_targets(_ImageName(i, label.get("image_id")), label, phrase_numbers_BT[i])
+        for i, label in enumerate(labels)
+    ]
 
 
-def _image_targets(name: str, label: Mapping[str, Any], numbers_T: Tensor) -> Targets:
+def _image_targets(name: _ImageName, label: Mapping[str, Any], numbers_T: Tensor) -> Targets:
     boxes_G4, tokens_GT = _boxes_and_tokens(name, label, numbers_T)
     first_G = tokens_GT.long().argmax(1)
     return Targets(boxes_G4, tokens_GT, numbers_T[first_G], _noise_seed(name, label.get("noise_seed")))
 
 
-def _noise_seed(name: str, seed: Any) -> int | None:
+def _noise_seed(name: _ImageName, seed: Any) -> int | None:
     if seed is None:
         return None
     try:
@@ -60,14 +63,21 @@ def _noise_seed(name: str, seed: Any) -> int | None:
         raise ValueError(f"{name}: `noise_seed` must be an integer, not {seed!r}.") from None
 
 
-def _name(index: int, label: Mapping[str, Any]) -> str:
-    image_id = label.get("image_id")
-    if isinstance(image_id, Tensor) and image_id.numel() == 1:
-        image_id = image_id.item()
-    return f"Image {index}" if image_id is None else f"Image {index} (image_id {image_id})"
+class _ImageName(NamedTuple):
+    """What an error calls an image; read only then, as the id may lie on a device."""
+
+    number: int
+    image_id: Any
+
+    def __str__(self) -> str:
+        """The image's number in the batch, and its id where it has one."""
+        image_id = self.image_id
+        if isinstance(image_id, Tensor) and image_id.numel() == 1:
+            image_id = image_id.item()
+        return f"Image {self.number}" if image_id is None else f"Image {self.number} (image_id {image_id})"
 
 
-def _boxes_and_tokens(name: str, label: Mapping[str, Any], numbers_T: Tensor) -> tuple[Tensor, Tensor]:
+def _boxes_and_tokens(name: _ImageName, label: Mapping[str, Any], numbers_T: Tensor) -> tuple[Tensor, Tensor]:
     device = numbers_T.device
     if "boxes" not in label:
         raise ValueError(f"{name}: the label has no `boxes`, only {sorted(label)}.")
@@ -93,14 +103,14 @@ def _boxes_and_tokens(name: str, label: Mapping[str, Any], numbers_T: Tensor) ->
     return boxes, numbers_T == classes[:, None]
 
 
-def _check_boxes(name: str, boxes: Tensor) -> None:
+def _check_boxes(name: _ImageName, boxes: Tensor) -> None:
     _refuse(name, ~boxes.isfinite().all(1), boxes, "is not finite")
     outside = (boxes < -EDGE_TOLERANCE) | (boxes > 1 + EDGE_TOLERANCE)
     _refuse(name, outside.any(1), boxes, "is not (cx, cy, w, h) in [0, 1]; boxes in pixels must be divided by the size")
     _refuse(name, (boxes[:, 2:] <= 0).any(1), boxes, "has no area (w and h must be positive)")
 
 
-def _check_token_mask(name: str, mask: Any, boxes: Tensor, numbers_T: Tensor) -> Tensor:
+def _check_token_mask(name: _ImageName, mask: Any, boxes: Tensor, numbers_T: Tensor) -> Tensor:
     token_mask = torch.as_tensor(mask, device=numbers_T.device)
     if token_mask.ndim != 2 or len(token_mask) != len(boxes) or token_mask.shape[1] > len(numbers_T):
         raise ValueError(
@@ -114,7 +124,7 @@ def _check_token_mask(name: str, mask: Any, boxes: Tensor, numbers_T: Tensor) ->
     return tokens_GT
 
 
-def _refuse(name: str, wrong_G: Tensor, values: Tensor, reason: str) -> None:
+def _refuse(name: _ImageName, wrong_G: Tensor, values: Tensor, reason: str) -> None:
     if bool(wrong_G.any()):
         index = int(wrong_G.nonzero()[0])
         raise ValueError(f"{name}, box {index}: {values[index].tolist()} {reason}.")

@@ -87,7 +87,7 @@ class Thresholds:
 
         Args:
             model: a folder, or the name of a repo.
-            **hub_options: `revision`, `token`, `cache_dir`, `local_files_only`, ... as in transformers.
+            **hub_options: `revision`, `token`, `cache_dir`, `subfolder`, ... as in transformers.
 
         Raises:
             FileNotFoundError: the model has none.
@@ -98,7 +98,7 @@ class Thresholds:
                 f"the model was loaded from no folder and no repo that could hold {THRESHOLDS_FILE}"
             )
         if Path(model).is_dir():
-            return cls.read(Path(model, THRESHOLDS_FILE))
+            return cls.read(Path(model, hub_options.get("subfolder") or "", THRESHOLDS_FILE))
         try:
             file = cached_file(str(model), THRESHOLDS_FILE, **hub_options)
         except OSError as error:

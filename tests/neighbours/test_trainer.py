@@ -76,6 +76,33 @@ def test_evaluation_gives_a_loss(tmp_path: Path) -> None:
     assert found["eval_loss"] > 0
 
 
+def test_an_accumulated_step_is_the_step_of_the_whole_batch(tmp_path: Path) -> None:
+    """4 images at once or one by one, with unequal numbers of boxes: normalised by the boxes of the step."""
+    counts = {len(ShapesDataset(4, seed=0, split="train", task="detection")[i]["boxes"]) for i in range(4)}
+    assert len(counts) > 1
+    stepped = []
+    for at_once, batches in ((4, 1), (1, 4)):
+        model = fresh()
+        options = {"per_device_train_batch_size": at_once, "gradient_accumulation_steps": batches}
+        run = trainer(tmp_path, model, max_steps=1, save_strategy="no", optim="sgd", max_grad_norm=0, **options)
+        run.train_dataset = ShapesDataset(4, seed=0, split="train", task="detection")
+        run.train()
+        stepped.append({name: tensor.detach() for name, tensor in model.named_parameters()})
+    begun = dict(fresh().named_parameters())
+    moved = {name: (stepped[0][name] - begun[name]).abs().max().item() for name in begun}
+    assert max(moved.values()) > 1e-3
+    for name, tensor in stepped[0].items():
+        torch.testing.assert_close(stepped[1][name], tensor, atol=1e-3 * max(moved[name], 1e-3), rtol=1e-4)
+
+
+def test_evaluation_keeps_what_predictions_are_read_from(tmp_path: Path) -> None:
+    """Logits, boxes and token ids of all images; no feature maps."""
+    run = trainer(tmp_path, fresh(), per_device_eval_batch_size=2)
+    found = run.predict(ShapesDataset(4, seed=1, split="val", task="detection")).predictions
+    assert [array.shape[0] for array in found] == [4, 4, 4]
+    assert found[0].shape[1:] == (20, 256) and found[1].shape[1:] == (20, 4)
+
+
 def test_adapters_with_gradient_checkpointing(tmp_path: Path) -> None:
     """`peft` asks a model that checkpoints for gradients of its inputs; only adapters change in a step."""
     model = fresh()

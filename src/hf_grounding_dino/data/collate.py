@@ -13,6 +13,14 @@ from ..processing_grounding_dino import GroundingDinoProcessor
 from ..prompts import closed_caption, encode_prompt, span_token_mask
 
 
+class Labels(list[dict[str, Any]]):
+    """One label an image, whose boxes `transformers.Trainer` can count for a step of several batches."""
+
+    def ne(self, ignored: int) -> Tensor:
+        """One True a box: what `Trainer` calls to count the items of a batch, `labels.ne(-100).sum()`."""
+        return torch.ones(sum(len(label["boxes"]) for label in self), dtype=torch.bool)
+
+
 class GroundingCollator:
     """Make a batch of items, each a dict with `image` (PIL), `text` (labels or a sentence), `boxes` and their words.
 
@@ -37,14 +45,17 @@ class GroundingCollator:
         texts = [closed_caption(item["text"]) if isinstance(item["text"], str) else item["text"] for item in items]
         options = {} if self.resize else {"do_resize": False}
         batch = dict(self.processor(images=[item["image"] for item in items], text=texts, **options))
-        batch["labels"] = [self._label(i, item, batch["input_ids"].shape[1]) for i, item in enumerate(items)]
+        batch["labels"] = Labels(self._label(i, item, batch["input_ids"].shape[1]) for i, item in enumerate(items))
         return batch
 
     def _label(self, number: int, item: Any, num_tokens: int) -> dict[str, Any]:
         width, height = item["image"].size
         corners = torch.as_tensor(item["boxes"], dtype=torch.float32).reshape(-1, 4)
         boxes = corners_to_center(corners / torch.tensor([width, height, width, height]))
-        label: dict[str, Any] = {"boxes": boxes, "image_id": item.get("image_id", number)}
+        image_id = item.get("image_id", number)
+        label: dict[str, Any] = {"boxes": boxes}
+        # `Trainer.predict` gathers tensors alone.
+        label["image_id"] = torch.tensor(image_id) if isinstance(image_id, int) else image_id
         if "class_labels" in item:
             label["class_labels"] = torch.as_tensor(item["class_labels"], dtype=torch.int64)
         else:
