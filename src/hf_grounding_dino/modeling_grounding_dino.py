@@ -330,26 +330,18 @@ class GroundingDinoForObjectDetection(DenoisingPreTrainedModel, GroundingDinoPre
             ValueError: malformed labels, naming the image and the box, or as `GroundingDinoModel.forward`.
         """
         lesson = None if labels is None else prepare_lesson(labels, input_ids, self.config, self.denoising)
-        base: GroundingDinoModelOutput = self.model(
-            pixel_values,
-            input_ids,
-            token_type_ids,
-            attention_mask,
-            pixel_mask,
-            output_attentions,
-            output_hidden_states,
-            encoded_image,
-            None if lesson is None else lesson.noised,
-            return_dict=True,
-        )
+        inputs = (pixel_values, input_ids, token_type_ids, attention_mask, pixel_mask)
+        options = (output_attentions, output_hidden_states, encoded_image, None if lesson is None else lesson.noised)
+        base: GroundingDinoModelOutput = self.model(*inputs, *options, return_dict=True)
         prompt = Prompt.of(input_ids, token_type_ids, attention_mask)
         layers = range(self.config.decoder_layers)[0 if lesson is not None else -1 :]
         heads = (self.bbox_embed, self.class_embed)
         predictions = Predictions(*predict_layers(layers, *heads, head_inputs(base, prompt.may_attend_BT)))
         loss, terms = None, None
         if lesson is not None:
-            count = num_items_in_batch if num_boxes is None else num_boxes
-            loss, terms = lesson_loss(lesson, predictions, base, prompt.may_attend_BT, heads, self.config, count)
+            if num_items_in_batch is not None:
+                num_boxes = torch.as_tensor(num_items_in_batch).clamp(min=1)
+            loss, terms = lesson_loss(lesson, predictions, base, prompt.may_attend_BT, heads, self.config, num_boxes)
         width = self.config.max_text_len
         *auxiliary, (logits, boxes) = ((pad_logits(z, width), b) for z, b in zip(*predictions, strict=True))
         wanted = lesson is not None and self.config.auxiliary_loss

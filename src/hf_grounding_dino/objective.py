@@ -59,11 +59,11 @@ def lesson_loss(
         output: of the base model.
         may_attend_BT: True on tokens, False on padding.
         heads: for boxes and for classes, see `predict_layers`.
-        num_boxes: what everything is divided by, at least 1; None: `count_boxes` of this batch.
+        num_boxes: what everything is divided by; None: `count_boxes` of this batch.
     """
     logits, boxes, text = output.encoder_logits, output.encoder_pred_boxes, output.encoder_last_hidden_state_text
     assert logits is not None and boxes is not None and text is not None
-    count = count_boxes(lesson.targets, boxes.device) if num_boxes is None else torch.as_tensor(num_boxes).clamp(min=1)
+    count = count_boxes(lesson.targets, boxes.device) if num_boxes is None else torch.as_tensor(num_boxes)
     every_set = Predictions(
         torch.cat([predictions.logits_KBQT, logits[None, ..., : text.shape[1]]]),
         torch.cat([predictions.boxes_KBQ4, boxes[None]]),
