@@ -51,6 +51,8 @@ OUTPUT: dict[str, tuple[Any, Any]] = {  # the same weights, or as many of them a
     "positional_embedding_temperature": (20, 10000),
     "layer_norm_eps": (1e-5, 0.5),
     "phrase_boundary_token_ids": ((101, 102, 1012, 1029), (101, 102)),
+    "logit_epsilon": (1e-5, 0.4),
+    "logit_epsilon_heads": (1e-5, 0.4),
 }
 HEADS = {"decoder_bbox_embed_share": "bbox_embed", "decoder_cls_embed_share": "class_embed"}  # one head or three
 SHAPE: dict[str, tuple[Any, Any]] = {"num_queries": (20, 10), "max_text_len": (256, 100)}  # another shape of logits
@@ -108,6 +110,9 @@ MORE_REFUSALS: list[tuple[str, dict[str, Any]]] = [
     ("attention_dropout", {"attention_dropout": -0.1}),
     ("fusion_droppath", {"fusion_droppath": 1.5}),
     ("num_queries", {"num_queries": "many"}),
+    ("logit_epsilon", {"logit_epsilon": 0.0}),
+    ("logit_epsilon", {"logit_epsilon": float("nan")}),
+    ("logit_epsilon_heads", {"logit_epsilon_heads": 0.5}),
 ]
 """Not here: values that do not make a network. `encoder_layers=0` makes one."""
 
@@ -236,6 +241,27 @@ def test_option_changes_the_loss_alone(family: tiny.Family, name: str) -> None:
     assert first.loss.isfinite()
     assert second.loss.isfinite()
     assert not first.loss.equal(second.loss)
+
+
+@families
+def test_each_epsilon_has_its_place(family: tiny.Family) -> None:
+    """One bounds the boxes from layer to layer, the other those that the heads give: a change of one moves that alone.
+
+    A bias of 9 on a box's width leaves it at 1 - 1e-4 or nearer to 1, so that an epsilon of 1e-3 is felt.
+    """
+    outputs = {}
+    for name in (None, "logit_epsilon", "logit_epsilon_heads"):
+        epsilons = {"logit_epsilon": 1e-4, "logit_epsilon_heads": 1e-4} | ({} if name is None else {name: 1e-3})
+        model = tiny.tiny_model(family, **epsilons)
+        with torch.no_grad():
+            for head in (model.model.encoder_output_bbox_embed, model.bbox_embed[0]):
+                head.layers[-1].bias[2] += 9
+            outputs[name] = model(**inputs())
+    plain = outputs.pop(None)
+    for name, output in outputs.items():
+        same = output.intermediate_reference_points.equal(plain.intermediate_reference_points)
+        assert same == (name == "logit_epsilon_heads")
+        assert not output.pred_boxes.equal(plain.pred_boxes)
 
 
 @families
@@ -375,6 +401,7 @@ def test_json_round_trip(family: tiny.Family, tmp_path: Path) -> None:
     config = tiny.tiny_config(
         family, loss_preset="custom", class_cost=3.0, class_loss_coefficient=0.5, num_queries=7, dropout=0.25,
         phrase_boundary_token_ids=[5, 6, 7], decoder_bbox_embed_share=False, auxiliary_loss=True,
+        logit_epsilon=2e-3, logit_epsilon_heads=3e-3,
     )  # fmt: skip
     config.save_pretrained(tmp_path)
     for cls in (own.GroundingDinoConfig, own.MMGroundingDinoConfig):

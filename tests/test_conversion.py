@@ -26,6 +26,7 @@ from hf_grounding_dino.swin import merge_patches
 from tiny import FAMILIES, Family, tiny_model
 
 SWIN = "model.backbone.conv_encoder.model"
+GOLDENS = Path(__file__).parent / "goldens"
 PAIRS: list[tuple[Family, Layout]] = [(FAMILIES[0], "original"), (FAMILIES[0], "mmdet"), (FAMILIES[1], "mmdet")]
 
 
@@ -260,6 +261,53 @@ def test_a_checkpoint_of_mmdetection_lands_where_it_belongs(tmp_path: Path) -> N
     back = torch.load(tmp_path / "back.pth", weights_only=True)["state_dict"]
     kept = {n: t for n, t in theirs.items() if not n.endswith(("relative_position_index", "position_ids"))}
     assert same(back, kept)
+
+
+@pytest.mark.parametrize("case", ["one", "second_alone", "second_other_words_alone"])
+def test_the_numbers_of_mmdetection(tmp_path: Path, case: str) -> None:
+    """From its neck and its text projection on, with its weights: logits within 1e-5, boxes within 1e-6.
+
+    The numbers are mmdetection 3.3.0's (GroundingDINO, random weights, float32), and so are the weights but for image
+    backbone, neck and text encoder, whose outputs stand in the file.
+    """
+    golden = load_file(GOLDENS / "mmdetection.safetensors")
+    options = {"decoder_layers": 2, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "decoder_bbox_embed_share": False}
+    points = {"encoder_n_points": 4, "decoder_n_points": 4, "decoder_cls_embed_share": False}
+    model_with_told_heads("mm-grounding-dino", **options, **points).save_pretrained(tmp_path / "other")
+    convert_from_hf(tmp_path / "other", tmp_path / "other.pth", "mmdet")
+    state = torch.load(tmp_path / "other.pth", weights_only=True)["state_dict"]
+    theirs = {n.removeprefix("state_dict."): t for n, t in golden.items() if n.startswith("state_dict.")}
+    assert theirs.keys() < state.keys()
+    torch.save({"state_dict": state | theirs}, tmp_path / "theirs.pth")
+    convert_to_hf(tmp_path / "theirs.pth", tmp_path / "out", tokenizer=None)
+    model = own.GroundingDinoForObjectDetection.from_pretrained(tmp_path / "out").eval()
+    for i, projection in enumerate(model.model.input_proj_vision):
+        projection.register_forward_hook(lambda *_, level=golden[f"{case}.features.{i}"]: level)
+    model.model.text_projection.register_forward_hook(lambda *_: golden[f"{case}.text"])
+    pixels = torch.zeros(1, 3, *golden[f"{case}.size"].tolist())
+    # With gradients, so that no text comes from the memory of phrases.
+    output = model(pixel_values=pixels, input_ids=golden[f"{case}.input_ids"])
+    logits = output.logits[..., : golden[f"{case}.logits"].shape[-1]]
+    torch.testing.assert_close(logits.detach(), golden[f"{case}.logits"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(output.pred_boxes.detach(), golden[f"{case}.boxes"], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("family", "layout"), PAIRS)
+def test_boxes_saturate_as_they_do_where_the_weights_come_from(
+    tmp_path: Path, foreign: Foreign, family: Family, layout: Layout
+) -> None:
+    """The original's epsilon is 1e-3 everywhere; mmdetection's 1e-3 between layers and 1e-5 in the heads.
+
+    A model of transformers (1e-5 everywhere) that goes there and comes back keeps its own.
+    """
+    folder, file = foreign(family, layout)
+    convert_to_hf(file, tmp_path / "theirs", tokenizer=None)
+    convert_from_hf(folder, tmp_path / "ours.pth", layout)
+    convert_to_hf(tmp_path / "ours.pth", tmp_path / "back", tokenizer=None)
+    expected = {"theirs": (1e-3, 1e-3 if layout == "original" else 1e-5), "back": (1e-5, 1e-5)}
+    for name, epsilons in expected.items():
+        config = own.GroundingDinoConfig.from_pretrained(tmp_path / name)
+        assert (config.logit_epsilon, config.logit_epsilon_heads) == epsilons
 
 
 @pytest.mark.parametrize(("family", "layout"), PAIRS)

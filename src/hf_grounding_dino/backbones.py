@@ -17,32 +17,64 @@ from transformers import AutoBackbone
 from .configuration_grounding_dino import GROUP_NORM_GROUPS, AnyGroundingDinoConfig
 from .context import ImageContext, Size, build_image_context
 from .positions import LearnedPositionEmbedding, SinePositionEmbedding
-from .swin import follows_stock, swin_feature_maps
+from .swin import follows_stock, is_swin, swin_feature_maps, unused_of_swin
 
 PROBE_SIDE = 64
 
 
-def freeze_batch_norm(module: nn.Module) -> None:
-    """Replace every batch norm by one with fixed statistics and weights, as DETR does."""
+def freeze_batch_norm(module: Any) -> None:
+    """Replace every batch norm by one that computes, in training too, what it computes in eval, as DETR does.
+
+    timm joins batch norms with what follows them, an activation or dropout, so a backbone of timm does it by itself.
+    """
+    if hasattr(module, "freeze_batch_norm_2d"):
+        module.freeze_batch_norm_2d()
+        return
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, FrozenBatchNorm2d(child.num_features))
+            frozen = FrozenBatchNorm2d(child.num_features, eps=child.eps)
+            frozen.load_state_dict(child.state_dict(), strict=False)  # one without weights has none to give
+            setattr(module, name, frozen)
         else:
             freeze_batch_norm(child)
 
 
-def unused_parameters(backbone_config: Any) -> frozenset[str]:
+def unused_parameters(model: Any) -> frozenset[str]:
     """The names of a backbone's parameters that no feature map depends on, such as stages after the last one asked for.
 
-    Found by asking for gradients of a twin without data, so it holds for every backbone.
+    Swin's are known. Of any other backbone they are found once for each configuration, by following the feature maps of
+    a twin without data back to the parameters.
+
+    Args:
+        model: of `AutoBackbone`, its batch norms frozen.
     """
-    side = getattr(backbone_config, "image_size", None) or PROBE_SIDE
+    if is_swin(model):
+        return unused_of_swin(model)
+    config = model.config
+    key = (type(config), config.to_json_string(use_diff=False))
+    if key not in _found_unused:
+        _found_unused[key] = _unused_of_twin(config)
+    return _found_unused[key]
+
+
+_found_unused: dict[tuple[type, str], frozenset[str]] = {}
+
+
+def _unused_of_twin(config: Any) -> frozenset[str]:
+    side = getattr(config, "image_size", None) or PROBE_SIDE
     height, width = side if isinstance(side, list | tuple) else (side, side)
     with torch.inference_mode(False), torch.enable_grad(), torch.device("meta"):
-        twin: Any = AutoBackbone.from_config(backbone_config)
+        twin: Any = AutoBackbone.from_config(config)
+        freeze_batch_norm(twin)
         maps = twin(torch.zeros(1, 3, height, width)).feature_maps
-        torch.stack([feature_map.sum() for feature_map in maps]).sum().backward()
-    return frozenset(name for name, parameter in twin.named_parameters() if parameter.grad is None)
+    steps: list[Any] = [feature_map.grad_fn for feature_map in maps]
+    seen = set(steps)
+    for step in steps:  # which grows meanwhile
+        before = {function for function, _ in step.next_functions if function is not None} - seen
+        seen |= before
+        steps += before
+    used = {id(step.variable) for step in steps if hasattr(step, "variable")}
+    return frozenset(name for name, parameter in twin.named_parameters() if id(parameter) not in used)
 
 
 class ConvEncoder(nn.Module):
@@ -52,7 +84,7 @@ class ConvEncoder(nn.Module):
         super().__init__()
         self.model: Any = AutoBackbone.from_config(config.backbone_config)
         freeze_batch_norm(self.model)
-        self.unused = unused_parameters(config.backbone_config)
+        self.unused = unused_parameters(self.model)
         self.freeze_unused()
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:

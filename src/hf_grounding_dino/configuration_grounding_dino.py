@@ -44,6 +44,8 @@ NOT_NEGATIVE_OPTIONS = (
     "bbox_loss_coefficient",
     "giou_loss_coefficient",
 )
+EPSILON_OPTIONS = ("logit_epsilon", "logit_epsilon_heads")
+STOCK_EPSILON = 1e-5
 
 
 class LossWeights(NamedTuple):
@@ -137,6 +139,7 @@ class _GroundingDinoOptions:
         rates = [(not 0 <= getattr(self, name) < 1, f"`{name}` must be in [0, 1).") for name in RATE_OPTIONS]
         above_0 = [(not getattr(self, name) > 0, f"`{name}` must be above 0.") for name in ABOVE_0_OPTIONS]
         from_0 = [(not getattr(self, name) >= 0, f"`{name}` must not be negative.") for name in NOT_NEGATIVE_OPTIONS]
+        epsilons = [(not 0 < getattr(self, name) < 0.5, f"`{name}` must be in (0, 0.5).") for name in EPSILON_OPTIONS]
         alpha = (not 0 <= self.focal_alpha <= 1, "`focal_alpha` must be in [0, 1].")
         known = self.activation_function in ACT2FN
         return [
@@ -144,6 +147,7 @@ class _GroundingDinoOptions:
             *rates,
             *above_0,
             *from_0,
+            *epsilons,
             alpha,
             (not known, f"`activation_function` {self.activation_function!r} is unknown."),
         ]
@@ -231,6 +235,11 @@ class _GroundingDinoOptions:
         return LOSS_PRESETS.get(preset, self._custom_loss_weights())
 
     @property
+    def clamps_apart(self: Any) -> bool:
+        """Whether `heads.logit` clamps as the original; with the epsilons of transformers it gives their very bits."""
+        return any(getattr(self, name) != STOCK_EPSILON for name in EPSILON_OPTIONS)
+
+    @property
     def fusion_dim(self: Any) -> int:
         """Width of the fusion's attention and of the text enhancer's feed-forward layer."""
         return int(self.encoder_ffn_dim) // 2
@@ -253,6 +262,10 @@ class GroundingDinoConfig(_GroundingDinoOptions, transformers.GroundingDinoConfi
         loss_preset: "paper" (match 1/5/2, loss 2/5/2), "mmdet" (match 2/5/2, loss 1/5/2) or "custom".
         class_loss_coefficient: weight of the classification loss under "custom".
         phrase_boundary_token_ids: token ids that end a block of text attention; [CLS], [SEP], "." and "?" of BERT.
+        logit_epsilon: how near to 0 and 1 a box counts where the next decoder layer refines it, in (0, 0.5).
+        logit_epsilon_heads: the same where the heads predict from it. transformers has 1e-5 for both, the original
+            1e-3 for both, mmdetection 1e-3 and 1e-5; conversion sets what the weights were trained with. Unless both
+            are 1e-5, they clamp as the original and mmdetection do: `x` and `1 - x` each from below.
 
     Raises:
         StrictDataclassError: (of huggingface_hub) an option that cannot be built, named.
@@ -263,6 +276,8 @@ class GroundingDinoConfig(_GroundingDinoOptions, transformers.GroundingDinoConfi
     loss_preset: str = "paper"
     class_loss_coefficient: float = 2.0
     phrase_boundary_token_ids: list[int] | tuple[int, ...] = BERT_SPECIAL_TOKEN_IDS
+    logit_epsilon: float = STOCK_EPSILON
+    logit_epsilon_heads: float = STOCK_EPSILON
 
 
 @strict
@@ -281,6 +296,8 @@ class MMGroundingDinoConfig(_GroundingDinoOptions, transformers.MMGroundingDinoC
     loss_preset: str = "mmdet"
     class_loss_coefficient: float = 2.0
     phrase_boundary_token_ids: list[int] | tuple[int, ...] = BERT_SPECIAL_TOKEN_IDS
+    logit_epsilon: float = STOCK_EPSILON
+    logit_epsilon_heads: float = STOCK_EPSILON
 
 
 AnyGroundingDinoConfig = GroundingDinoConfig | MMGroundingDinoConfig

@@ -27,7 +27,7 @@ from .configuration_grounding_dino import (
     MMGroundingDinoConfig,
     as_own_config,
 )
-from .conversion_rules import RULES, Layout, translate_to_ours, translate_to_theirs
+from .conversion_rules import LOGIT_EPSILONS, RULES, Layout, translate_to_ours, translate_to_theirs
 from .foreign_checkpoint import (
     CONFIG_KEY,
     IMAGES_KEY,
@@ -119,7 +119,8 @@ def convert_to_hf(
         checkpoint: `.pth` of the original repository, of Open-GroundingDino or of mmdetection (LLMDet too).
         output: a folder that is new or empty.
         tokenizer: of the text encoder, or its folder or repo; None writes all but that.
-        config: instead of the one that the weights tell, where the number of attention heads is not 8.
+        config: instead of the one that the weights tell, where the number of attention heads is not 8; it counts in
+            all, so set its `logit_epsilon` and `logit_epsilon_heads`, too.
         dtype: of the written weights; as in the file by default.
         max_shard_size: a larger model is written in several files.
 
@@ -131,7 +132,7 @@ def convert_to_hf(
     words = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
     state, table, read, report = _read(Path(checkpoint))
     with _told(checkpoint, report):
-        chosen = as_own_config(config or _stored(read.config) or infer_config(state))
+        chosen = as_own_config(config or _stored(read.config) or _inferred(state, report.layout))
     report.model_type = chosen.model_type
     rows = chosen.get_text_config().vocab_size
     if words is not None and len(words) > rows:
@@ -258,6 +259,12 @@ def _read(
 def _stored(values: Mapping[str, Any] | None) -> AnyGroundingDinoConfig | None:
     own = CONFIG_BY_MODEL_TYPE.get(str((values or {}).get("model_type")))
     return None if own is None or values is None else own.from_dict(dict(values))
+
+
+def _inferred(state: Mapping[str, Tensor], layout: Layout) -> AnyGroundingDinoConfig:
+    config = infer_config(state)
+    config.logit_epsilon, config.logit_epsilon_heads = LOGIT_EPSILONS[layout]
+    return config
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:

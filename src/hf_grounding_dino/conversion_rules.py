@@ -305,3 +305,6 @@ def _alternatives(name: str) -> list[str]:
 Layout = Literal["original", "mmdet"]
 
 RULES: dict[Layout, Callable[[int, int], list[Rule]]] = {"original": original_rules, "mmdet": mmdet_rules}
+
+LOGIT_EPSILONS: dict[Layout, tuple[float, float]] = {"original": (1e-3, 1e-3), "mmdet": (1e-3, 1e-5)}
+"""`logit_epsilon` and `logit_epsilon_heads` of the code that the weights were trained with; the weights cannot tell."""

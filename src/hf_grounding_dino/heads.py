@@ -15,7 +15,6 @@ from transformers import initialization as init
 
 from .configuration_grounding_dino import AnyGroundingDinoConfig, MMGroundingDinoConfig
 
-LOGIT_EPSILON = 1e-5
 PRIOR_PROBABILITY = 0.01
 
 
@@ -34,11 +33,30 @@ class Perceptron(nn.Module):
         return self.layers[-1](x)
 
 
+def logit(x: Tensor, epsilon: float | None, clamps_apart: bool) -> Tensor:
+    """The inverse of the sigmoid, of float32 in [0, 1].
+
+    Args:
+        epsilon: how near to 0 and 1 counts; None: all the way, to infinity.
+        clamps_apart: clamp `x` and `1 - x` each from below, as the original and mmdetection do; else `x` from both
+            sides, as transformers does. Near 1 that is another number, by up to `epsilon` or what float32 loses there.
+    """
+    if epsilon is None or not clamps_apart:
+        return torch.special.logit(x, eps=epsilon)
+    return (x.clamp(min=epsilon) / (1 - x).clamp(min=epsilon)).log()
+
+
 class BoxHead(Perceptron):
     """Offsets of a box in logit space; none at initialisation."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, epsilon: float | None, clamps_apart: bool = False) -> None:
+        """Build the layers.
+
+        Args:
+            epsilon, clamps_apart: of the reference's `logit`; with None a reference of 1 stays 1.
+        """
         super().__init__(width, width, 4, num_layers=3)
+        self.epsilon, self.clamps_apart = epsilon, clamps_apart
 
     def initialize_parameters(self) -> None:
         """Start from the reference box: the last layer is zero."""
@@ -47,13 +65,9 @@ class BoxHead(Perceptron):
         init.zeros_(last.weight)
         init.zeros_(last.bias)
 
-    def refine(self, x_BND: Tensor, reference_BN4: Tensor, epsilon: float | None = LOGIT_EPSILON) -> Tensor:
-        """Boxes (cx, cy, w, h) in [0, 1], always float32, from a reference in [0, 1].
-
-        Args:
-            epsilon: how near to 0 and 1 a reference may count; None: a reference of 1 stays 1.
-        """
-        return (self(x_BND).float() + torch.special.logit(reference_BN4, eps=epsilon)).sigmoid()
+    def refine(self, x_BND: Tensor, reference_BN4: Tensor) -> Tensor:
+        """Boxes (cx, cy, w, h) in [0, 1], always float32, from a reference in [0, 1]."""
+        return (self(x_BND).float() + logit(reference_BN4, self.epsilon, self.clamps_apart)).sigmoid()
 
 
 class ContrastiveHead(nn.Module):
@@ -86,9 +100,9 @@ def pad_logits(logits: Tensor, width: int) -> Tensor:
     return nn.functional.pad(logits, (0, max(0, width - logits.shape[-1])), value=-torch.inf)
 
 
-def build_heads(config: AnyGroundingDinoConfig) -> tuple[nn.ModuleList, nn.ModuleList]:
-    """A box head and a class head for each decoder layer."""
-    boxes = nn.ModuleList(BoxHead(config.d_model) for _ in range(config.decoder_layers))
+def build_heads(config: AnyGroundingDinoConfig, epsilon: float) -> tuple[nn.ModuleList, nn.ModuleList]:
+    """A box head, whose logit has this epsilon, and a class head for each decoder layer."""
+    boxes = nn.ModuleList(BoxHead(config.d_model, epsilon, config.clamps_apart) for _ in range(config.decoder_layers))
     classes = nn.ModuleList(ContrastiveHead(config) for _ in range(config.decoder_layers))
     return boxes, classes
 

@@ -108,7 +108,7 @@ class GroundingDinoModel(GroundingDinoPreTrainedModel):
         self.enc_output = nn.Linear(own.d_model, own.d_model)
         self.enc_output_norm = nn.LayerNorm(own.d_model, own.layer_norm_eps)
         self.encoder_output_class_embed = ContrastiveHead(own)
-        self.encoder_output_bbox_embed = BoxHead(own.d_model)
+        self.encoder_output_bbox_embed = BoxHead(own.d_model, epsilon=None)
         if own.embedding_init_target:
             self.query_position_embeddings = nn.Embedding(own.num_queries, own.d_model)
         self.decoder = CrossModalityDecoder(own)
@@ -239,7 +239,7 @@ class GroundingDinoModel(GroundingDinoPreTrainedModel):
             logits = logits.masked_fill(chosen.may_attend_BQ.logical_not()[..., None], -torch.inf)
         return FirstStage(
             content_BQD=self._query_content(chosen_BQD),
-            boxes_BQ4=self.encoder_output_bbox_embed.refine(chosen_BQD, boxes, epsilon=None),
+            boxes_BQ4=self.encoder_output_bbox_embed.refine(chosen_BQD, boxes),
             logits_BQT=logits,
             may_attend_B11Q=None if chosen.may_attend_BQ is None else chosen.may_attend_BQ[:, None, None],
             all_logits_BST=all_logits,
@@ -280,9 +280,9 @@ class GroundingDinoForObjectDetection(DenoisingPreTrainedModel, GroundingDinoPre
         own = cast(AnyGroundingDinoConfig, self.config)
         self._tied_weights_keys = tied_heads(own)
         self.model = GroundingDinoModel(own)
-        self.bbox_embed, self.class_embed = build_heads(own)
+        self.bbox_embed, self.class_embed = build_heads(own, own.logit_epsilon_heads)
         self.denoising = None
-        self.model.decoder.bbox_embed, self.model.decoder.class_embed = build_heads(own)
+        self.model.decoder.bbox_embed, self.model.decoder.class_embed = build_heads(own, own.logit_epsilon)
         self.post_init()
 
     def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:

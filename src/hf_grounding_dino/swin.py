@@ -23,13 +23,26 @@ OUT_OF_SIGHT = -100.0
 """What stock Swin adds to the score of two cells that a shift made neighbours."""
 
 
+def is_swin(model: Any) -> bool:
+    """Whether a backbone is the Swin of transformers."""
+    return type(model).__name__ == "SwinBackbone" and model.config.model_type == "swin"
+
+
+def unused_of_swin(model: Any) -> frozenset[str]:
+    """The names of the parameters that no feature map of a Swin backbone depends on."""
+    last = model.stage_names.index(model.out_features[-1])
+    beyond = [f"swin.encoder.layers.{i}." for i in range(last, len(model.stage_names) - 1)]
+    ends = ("swin.layernorm.", f"swin.encoder.layers.{last - 1}.downsample.", *beyond)
+    return frozenset(name for name, _ in model.named_parameters() if name.startswith(ends))
+
+
 def follows_stock(model: Any) -> bool:
     """Whether `swin_feature_maps` may stand in for a call of this backbone.
 
     It may for the Swin of transformers as it was built, and not where calling a layer means more than its arithmetic:
     hooks, another attention, layers wrapped for sharding or offloading, `torch.jit.trace`.
     """
-    if type(model).__name__ != "SwinBackbone" or model.config.model_type != "swin":
+    if not is_swin(model):
         return False
     if model.config._attn_implementation not in ("eager", "sdpa"):
         return False
