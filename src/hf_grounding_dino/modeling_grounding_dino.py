@@ -337,13 +337,13 @@ class GroundingDinoForObjectDetection(DenoisingPreTrainedModel, GroundingDinoPre
         layers = range(self.config.decoder_layers)[0 if lesson is not None else -1 :]
         heads = (self.bbox_embed, self.class_embed)
         predictions = Predictions(*predict_layers(layers, *heads, head_inputs(base, prompt.may_attend_BT)))
+        width = self.config.max_text_len
+        *auxiliary, (logits, boxes) = ((pad_logits(z, width), b) for z, b in zip(*predictions, strict=True))
         loss, terms = None, None
         if lesson is not None:
             if num_items_in_batch is not None:
                 num_boxes = torch.as_tensor(num_items_in_batch).clamp(min=1)
             loss, terms = lesson_loss(lesson, predictions, base, prompt.may_attend_BT, heads, self.config, num_boxes)
-        width = self.config.max_text_len
-        *auxiliary, (logits, boxes) = ((pad_logits(z, width), b) for z, b in zip(*predictions, strict=True))
         wanted = lesson is not None and self.config.auxiliary_loss
         return GroundingDinoObjectDetectionOutput(
             loss=loss,
