@@ -51,7 +51,7 @@ class Selection(TorchFunctionMode):
 
 def agree(bench: Bench, own: Any, inputs: dict[str, Tensor], size: Size) -> tuple[Agreement | None, str]:
     """Compare our model, in any type, with stock in float32; or say in one line why that cannot be done."""
-    if not outputs_comparable():
+    if not outputs_comparable(bench.stock):
         return None, "outputs not comparable: this transformers computes wrong text positions"
     try:
         return compare(own, bench.stock, inputs, cast(inputs, own.dtype), size), ""

@@ -5,6 +5,7 @@ Shapes: `B` batch, `T` text tokens.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 from collections.abc import Iterable, Sequence
@@ -30,7 +31,6 @@ _STOCK: dict[str, tuple[Any, Any]] = {
     "grounding-dino": (transformers.GroundingDinoConfig, transformers.GroundingDinoForObjectDetection),
     "mm-grounding-dino": (transformers.MMGroundingDinoConfig, transformers.MMGroundingDinoForObjectDetection),
 }
-_FIRST_SOUND_STOCK = (5, 23)
 _WORDS_EACH = 5  # as in COCO, every fifth label or so has two words
 _SHORTEST_WORD = 3
 _BOXES_AN_IMAGE = 5
@@ -119,9 +119,24 @@ def stock_model(config: AnyGroundingDinoConfig) -> Any:
     return model_class(config_class(**{name: value for name, value in config.to_dict().items() if name in fields}))
 
 
-def outputs_comparable() -> bool:
-    """Whether stock computes the positions of words as the paper does; it does from 5.23 on."""
-    return tuple(int(part) for part in transformers.__version__.split(".")[:2]) >= _FIRST_SOUND_STOCK
+def outputs_comparable(stock: Any) -> bool:
+    """Whether stock counts positions as the paper does, where the dot belongs to its phrase; it does from 5.23 on."""
+    read: list[list[int]] = []
+
+    class Seen(Exception):  # noqa: N818 (the answer, no error)
+        pass
+
+    def see(_module: Any, arguments: tuple[Tensor]) -> None:
+        read.extend(arguments[0].tolist())
+        raise Seen
+
+    cls, sep, dot = 101, 102, 1012
+    input_ids = torch.tensor([[cls, 7, 8, dot, sep]], device=stock.device)
+    hook = stock.model.text_backbone.embeddings.position_embeddings.register_forward_pre_hook(see)
+    with contextlib.suppress(Seen):
+        stock(pixel_values=torch.zeros(1, 3, 64, 64, device=stock.device), input_ids=input_ids)
+    hook.remove()
+    return read == [[0, 0, 1, 2, 0]]
 
 
 def random_model(settings: Settings) -> GroundingDinoForObjectDetection:
