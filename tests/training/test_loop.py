@@ -123,6 +123,51 @@ def test_a_signal_to_all_processes_leaves_the_readers_to_the_run(tmp_path: Path,
     assert RunFolder(tmp_path / "run").newest_state() is not None, said
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        ("resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))", 2, "state of step 4 could not be written to"),
+        ("torch.empty(2**60)", 2, "no memory for 4 images at once: choose a smaller pictures_at_once"),
+        ("os.kill(multiprocessing.active_children()[0].pid, 9); time.sleep(60)", 2, "a process that reads images was"),
+        ("1 / 0", 1, "ZeroDivisionError: division by zero"),
+    ],
+    ids=["full disk", "no memory", "killed worker", "bug"],
+)
+def test_no_error_waits_for_the_processes_that_read(tmp_path: Path, error: str, code: int, said: str) -> None:
+    """It ends with its line and its exit code; that it took less than 30 s says that it did not hang."""
+    recipe = write_recipe(tmp_path, max_steps=1000, save_every=4, log_every=1000, num_workers=2)
+    script = f"""
+import multiprocessing, os, resource, sys, time, torch
+from hf_grounding_dino.commands.main import main
+from hf_grounding_dino.training import loop
+update, steps = loop.update, []
+def disturbed(*arguments):
+    steps.append(None)
+    if len(steps) == 3:
+        assert len(multiprocessing.active_children()) == 2
+        print("now", flush=True)
+        {error}
+    return update(*arguments)
+loop.update = disturbed
+sys.exit(main(["train", {str(recipe)!r}]))
+"""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            assert process.stdout is not None
+            while process.stdout.readline() not in ("now\n", ""):
+                pass
+            _, complaint = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert process.returncode == code
+    lines = [line.rpartition("\r")[2] for line in complaint.splitlines()]
+    assert [line for line in lines if said in line], complaint
+    assert ("Traceback" in complaint) == (code == 1)
+
+
 @pytest.mark.parametrize("pictures_at_once", [1, 2])
 def test_it_does_not_matter_how_a_step_is_divided(tmp_path: Path, pictures_at_once: int) -> None:
     """Law 12: 1 x 4 pictures = 2 x 2 = 4 x 1, losses and gradients, with unequal numbers of boxes, and denoising.
