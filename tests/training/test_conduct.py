@@ -176,18 +176,48 @@ def test_a_run_goes_on_as_it_began(tmp_path: Path, change: str) -> None:
 
 
 def test_broken_weights_do_not_replace_a_good_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The weights of step 3 are not finite, and the loss is logged too seldom to say so before step 4 is saved."""
+    """Those of step 4 are not finite, and saved before a loss is made of them."""
     update, steps = loop.update, []
 
     def breaking(trainee: Any, *arguments: Any) -> torch.Tensor:
         steps.append(None)
-        if len(steps) == 3:
+        if len(steps) == 4:
             next(trainee.model.parameters()).grad.fill_(torch.nan)
         return update(trainee, *arguments)
 
     monkeypatch.setattr(loop, "update", breaking)
     with pytest.raises(FloatingPointError, match="weights of step 4 are not finite: begin anew with a lower"):
         run(tmp_path, "log_every=100", "max_steps=6")
+    state = RunFolder(tmp_path / "run").newest_state()
+    assert state is not None and state.name.endswith("step-000002")
+
+
+@pytest.mark.parametrize("term", ["loss", "grad_norm"])
+def test_a_loss_that_is_not_finite_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, term: str) -> None:
+    """In step 3 of 6, with nothing to log or to save: no weight takes it in, and the state is of step 2.
+
+    A model whose features are NaN is the first; gradients alone that are not finite are the second.
+    """
+    accumulate, update, steps = loop.accumulate, loop.update, []
+
+    def breaking(trainee: Any, *arguments: Any) -> Any:
+        steps.append(None)
+        parameter = next(p for p in trainee.model.parameters() if p.requires_grad)
+        if len(steps) == 3 and term != "grad_norm":
+            parameter.data.fill_(torch.nan)
+        terms = accumulate(trainee, *arguments)
+        if len(steps) == 3 and term == "grad_norm":
+            parameter.grad.fill_(torch.inf)
+        return terms
+
+    updates: list[None] = []
+    monkeypatch.setattr(loop, "accumulate", breaking)
+    monkeypatch.setattr(loop, "update", lambda *arguments: (updates.append(None), update(*arguments)))
+    with pytest.raises(FloatingPointError, match=r"^\w+ of step 3 is not finite: begin anew with a lower") as caught:
+        run(tmp_path, "log_every=100", "max_steps=6")
+    name = str(caught.value).split()[0]
+    assert name == term if term == "grad_norm" else name.startswith("loss_")
+    assert len(updates) == 2
     state = RunFolder(tmp_path / "run").newest_state()
     assert state is not None and state.name.endswith("step-000002")
 
