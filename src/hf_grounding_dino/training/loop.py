@@ -153,9 +153,11 @@ def refuse_broken(accelerator: Accelerator, terms: Mapping[str, Tensor], step: i
 
 
 def update(trainee: Trainee) -> None:
-    """Change the weights by the gradients."""
+    """Change the weights by the gradients; a step that float16 skips moves neither schedule nor average."""
     trainee.optimizer.step()
     trainee.optimizer.zero_grad()
+    if trainee.accelerator.optimizer_step_was_skipped:
+        return
     trainee.schedule.step()
     if trainee.average is not None:
         trainee.average.update()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, TorchDynamoPlugin, set_seed, str_to_bool
 
 from ..data.augmentation import Augmentation
 from ..data.collate import GroundingCollator
@@ -95,6 +96,8 @@ class Run:
         self.max_steps = recipe.max_steps or math.ceil((recipe.epochs or 0) * self.plan.steps_per_epoch)
         self.training_set = self._training_set()
         self.trainee, self.saved = self._trainee(start)
+        if self.accelerator.process_index:  # all begin with the same weights, and each has its own dropout
+            set_seed(recipe.seed, device_specific=True)
         self.collator = GroundingCollator(self.processor, resize=recipe.augmentation is None)
         self.best_step = 0
         self.step_scores: dict[int, float] = {}
@@ -190,15 +193,19 @@ class Run:
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:
-    on_cpu = not torch.accelerator.is_available()
-    if on_cpu and recipe.precision == "float16":
-        raise OptionError("precision is float16, which needs a GPU: choose bfloat16 or float32")
+    """As the recipe says, whatever a launcher has put into the environment beside the processes and their devices."""
+    if str_to_bool(os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "false")):
+        raise OptionError("a parallelism_config is not supported: launch without it, or shard with --use_fsdp")
     accelerator = Accelerator(
-        cpu=on_cpu,
+        cpu=not torch.accelerator.is_available(),
         mixed_precision=PRECISIONS[recipe.precision],
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        dynamo_plugin=TorchDynamoPlugin(backend="no"),
         log_with=list(recipe.trackers) or None,
         project_config=ProjectConfiguration(recipe.output_dir, logging_dir=str(Path(recipe.output_dir) / "trackers")),
     )
+    if accelerator.device.type == "cpu" and recipe.precision == "float16":
+        raise OptionError("precision is float16, which needs a GPU: choose bfloat16 or float32")
     usable = {str(getattr(tracker, "value", tracker)) for tracker in accelerator.log_with}
     for name in recipe.trackers:
         if name not in usable:
