@@ -22,9 +22,9 @@ from hf_grounding_dino.training import loop
 from hf_grounding_dino.training.conduct import run_recipe
 from hf_grounding_dino.training.options import OptionError
 from hf_grounding_dino.training.recipe import read_recipe
-from hf_grounding_dino.training.states import RunFolder
+from hf_grounding_dino.training.states import RunFolder, StateError
 
-from .runs import LABELS, logged, weights, write_recipe
+from .runs import LABELS, Bomb, logged, weights, write_recipe
 
 VAL = "[{format: shapes, annotations: 'val?count=4&width=96&height=64'}]"
 REFERRING = "[{format: shapes, annotations: 'val?count=4&task=referring&width=96&height=64'}]"
@@ -259,6 +259,18 @@ def test_a_run_is_not_trained_over(tmp_path: Path) -> None:
 def test_going_on_from_nothing(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="nothing to resume from"):
         run(tmp_path, resume=True)
+
+
+def test_going_on_runs_nothing_that_lies_in_the_folder(tmp_path: Path) -> None:
+    """Schedule and average were once in two pickles, and read as such."""
+    run(tmp_path, "max_steps=1")
+    state, mark = RunFolder(tmp_path / "run").newest_state(), tmp_path / "mark"
+    assert state is not None
+    for number in range(2):
+        torch.save(Bomb(mark), state / f"custom_checkpoint_{number}.pkl")
+    with pytest.raises(StateError, match=r"it is of an earlier version, .* train last/ in a new output_dir"):
+        run(tmp_path, "max_steps=2", resume=True)
+    assert not mark.exists()
 
 
 def other_architecture(folder: Path) -> Path:

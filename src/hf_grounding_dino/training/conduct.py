@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
@@ -167,9 +168,12 @@ class Conductor:
         """Write what is needed to go on."""
         run = self.run
         self._refuse_broken_weights(step)
-        extra = {"best_step": run.best_step, "before": run.before, "step_scores": run.step_scores}
-        extra["skipped"] = list(run.skipped.values())
-        self.folder.save_state(run.accelerator, step, extra)
+        extra: dict[str, Any] = {"best_step": run.best_step, "before": run.before, "step_scores": run.step_scores}
+        extra |= {"skipped": list(run.skipped.values()), "schedule": run.trainee.schedule.state_dict()}
+        average = run.trainee.average
+        if average is not None:
+            extra["average_updates"] = average.updates
+        self.folder.save_state(run.accelerator, step, extra, {} if average is None else average.whole_weights())
 
     def _refuse_broken_weights(self, step: int) -> None:
         """Keep the state from before what went wrong.

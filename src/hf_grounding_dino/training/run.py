@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, TorchDynamoPlugin, set_seed, str_to_bool
+from torch import Tensor
 
 from ..data.augmentation import Augmentation
 from ..data.collate import GroundingCollator
@@ -161,7 +162,6 @@ class Run:
         average = None
         if recipe.average_decay is not None:
             average = MovingAverage(accelerator.unwrap_model(model), recipe.average_decay)
-        accelerator.register_for_checkpointing(*([schedule] if average is None else [schedule, average]))
         trainee = Trainee(accelerator, model, optimizer, schedule, average, partial(train_mode, model))
         return trainee, saved
 
@@ -175,8 +175,13 @@ class Run:
             gamma=recipe.gamma,
         )
 
+    def _take_up(self, content: Mapping[str, Any], average: Mapping[str, Tensor]) -> None:
+        self.trainee.schedule.load_state_dict(content["schedule"])
+        if self.trainee.average is not None:
+            self.trainee.average.go_on(average, content["average_updates"])
+
     def _go_on(self) -> int:
-        step, content = self.folder.load_state(self.accelerator)
+        step, content = self.folder.load_state(self.accelerator, self._take_up)
         self.best_step, self.before = content["best_step"], content["before"]
         self.step_scores = {int(at): score for at, score in content["step_scores"].items()}
         self.skipped = {where: Skipped(where, why) for where, why in content.get("skipped", ())}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -21,18 +22,23 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import patch_environment
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.distributed import is_torchelastic_launched
 from torch.distributed.checkpoint.api import CheckpointException
 
+from .pickles import refuse_code
 from .sharding import is_sharded
 
 PARTIAL, OLD, DELETED = "partial", "old", "deleted"
-METRICS_FILE, STEP_FILE = "metrics.jsonl", "step.json"
+METRICS_FILE, STEP_FILE, AVERAGE_FILE = "metrics.jsonl", "step.json", "average.safetensors"
 STATE_NAME = re.compile(r"(\d+)-step-\d+")
 STEP_NAME = re.compile(r"step-(\d+)")
 # What a full disk raises: torch and safetensors report it in their own ways.
 WriteErrors = (OSError, RuntimeError, SafetensorError)
+TakeUp = Callable[[Mapping[str, Any], Mapping[str, Tensor]], None]
 
 
 class StateError(Exception):
@@ -52,8 +58,8 @@ class RunFolder:
     """What a run leaves on the disk, which all processes share.
 
     path: holds `last/`, `best/` and `step-000500/` (models), `metrics.jsonl`, and `state/`, with the newest state in a
-        folder like `state/000003-step-001500/`: what `Accelerator.save_state` writes, and `step.json`, which says step
-        and number of processes.
+        folder like `state/000003-step-001500/`: what `Accelerator.save_state` writes, `average.safetensors`, and
+        `step.json`, which says step and number of processes. Nothing in it runs when it is read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,13 +82,16 @@ class RunFolder:
         ]
         return [folder for _, folder in sorted((int(match[1]), folder) for match, folder in numbered if match)]
 
-    def save_state(self, accelerator: Accelerator, step: int, extra: Mapping[str, Any]) -> None:
+    def save_state(
+        self, accelerator: Accelerator, step: int, extra: Mapping[str, Any], average: Mapping[str, Tensor]
+    ) -> None:
         """Write the state after `step` optimizer steps in place of the last one. Every process calls it.
 
         A process killed at any instant leaves the last state or this one.
 
         Args:
             extra: what `load_state` gives back beside the step, as JSON holds it.
+            average: the moving average, whole; empty where there is none.
 
         Raises:
             StateError: it could not be written (the disk is full), in every process; the last state is kept.
@@ -100,6 +109,7 @@ class RunFolder:
 
         def finish() -> None:
             if main:
+                save_file(dict(average), partial / AVERAGE_FILE)
                 (partial / STEP_FILE).write_text(content)
                 _to_disk(partial)
                 before = self._complete_states()
@@ -124,10 +134,13 @@ class RunFolder:
             for folder in self.states.glob(name):
                 shutil.rmtree(folder)
 
-    def load_state(self, accelerator: Accelerator) -> tuple[int, dict[str, Any]]:
-        """Load the newest complete state into what the accelerator prepared and registered. Every process calls it.
+    def load_state(self, accelerator: Accelerator, take_up: TakeUp = lambda *_: None) -> tuple[int, dict[str, Any]]:
+        """Load the newest complete state into what the accelerator prepared. Every process calls it.
 
         Processes beyond the number that wrote the state keep the random numbers they have.
+
+        Args:
+            take_up: is given all of `step.json`, and the moving average.
 
         Returns:
             The step, and all of `step.json`: `step`, `world_size` (how many processes wrote it), `sharded` (whether
@@ -135,7 +148,7 @@ class RunFolder:
 
         Raises:
             FileNotFoundError: there is no state.
-            StateError: it does not belong to this model, this optimizer or these registered objects.
+            StateError: it does not belong to this model, this optimizer or whatever takes it up, or it holds code.
         """
         if accelerator.is_main_process:
             self.mend()
@@ -152,8 +165,11 @@ class RunFolder:
                 " launched, or train last/ in a new output_dir"
             )
         try:
-            _of_all_shards(accelerator.load_state, folder)
-        except (*WriteErrors, ValueError, LookupError) as error:
+            refuse_code(folder)
+            with patch_environment(torch_force_weights_only_load="1"):  # shards are read without, else
+                _of_all_shards(accelerator.load_state, folder)
+            take_up(content, load_file(folder / AVERAGE_FILE))
+        except (*WriteErrors, ValueError, LookupError, pickle.UnpicklingError) as error:
             raise StateError(f"The state in {folder} does not fit this run: {_reason(error)}") from error
         return content["step"], content
 
