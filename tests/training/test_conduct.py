@@ -222,6 +222,28 @@ def test_a_loss_that_is_not_finite_stops_at_once(tmp_path: Path, monkeypatch: py
     assert state is not None and state.name.endswith("step-000002")
 
 
+def test_a_finished_run_that_goes_on_says_nothing_twice(tmp_path: Path) -> None:
+    """It is measured again, as where it was killed before that was done; what kills left of its files is cleared."""
+    options = (f"eval={VAL}", "evaluate_every=2")
+    run(tmp_path, *options)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    before = [json.loads(line) for line in metrics.read_text().splitlines()]
+    for name in (".curves.png.77.unfinished", "pictures/.step-000002.png.77.unfinished"):
+        (tmp_path / "run" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "run" / name).touch()
+    run(tmp_path, *options, resume=True)
+    assert [json.loads(line) for line in metrics.read_text().splitlines()] == before
+    assert not list((tmp_path / "run").rglob(".*.unfinished"))
+    run(tmp_path, *options, "max_steps=6", resume=True)
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert lines[: len(before)] == before
+    assert [(line["step"], "evaluation" in line) for line in lines[len(before) :]] == [
+        (5, False),
+        (6, False),
+        (6, True),
+    ]
+
+
 def test_metrics_of_a_run_without_a_state_are_not_added_to(tmp_path: Path) -> None:
     write_recipe(tmp_path)
     (tmp_path / "run").mkdir()

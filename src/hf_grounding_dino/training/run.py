@@ -84,9 +84,10 @@ class Run:
         OptionError, DataError, ValueError: whatever can be known to be wrong before the first step.
     """
 
-    def __init__(self, recipe: Recipe, *, resume: bool = False) -> None:
+    def __init__(self, recipe: Recipe, folder: RunFolder, *, resume: bool = False) -> None:
         self.recipe = recipe
-        self.folder = RunFolder(Path(recipe.output_dir))
+        self.folder = folder
+        self.resumed = resume
         self._check_folder(resume)
         self.data = Data.of(recipe)
         start = load_start(recipe.model)
@@ -108,8 +109,15 @@ class Run:
         self.first_step = 0
         if resume:
             self.first_step = self._go_on()
-        elif self.accelerator.is_main_process:
-            self.folder.trim_metrics(-1)  # of a run that was killed before it had a state
+
+    def claim(self) -> None:
+        """Take the folder for this run. The main process alone calls it, before it changes anything there.
+
+        Raises:
+            OptionError: another run is at work there, or was since the folder was looked at first.
+        """
+        self.folder.hold()
+        self._check_folder(self.resumed)
 
     def _check_folder(self, resume: bool) -> None:
         has_state = self.folder.newest_state() is not None
@@ -181,6 +189,8 @@ class Run:
             self.trainee.average.go_on(average, content["average_updates"])
 
     def _go_on(self) -> int:
+        if self.accelerator.is_main_process:
+            self.claim()
         step, content = self.folder.load_state(self.accelerator, self._take_up)
         self.best_step, self.before = content["best_step"], content["before"]
         self.step_scores = {int(at): score for at, score in content["step_scores"].items()}
@@ -193,7 +203,8 @@ class Run:
             if self.training_set.has_streams:
                 self.note += "; streams are divided anew"
         if self.accelerator.is_main_process:
-            self.folder.trim_metrics(step)
+            # With no step left to do, the last evaluation is made again.
+            self.folder.trim_metrics(step, evaluation=step < self.max_steps)
         return step
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import IO, Any
 
 import torch
 from accelerate import Accelerator
@@ -29,10 +29,13 @@ from torch import Tensor
 from torch.distributed import is_torchelastic_launched
 from torch.distributed.checkpoint.api import CheckpointException
 
+from ..whole_files import clear_unfinished, lock
+from .options import OptionError
 from .pickles import refuse_code
 from .sharding import is_sharded
 
 PARTIAL, OLD, DELETED = "partial", "old", "deleted"
+LOCK_FILE, PICTURES = ".lock", "pictures"
 METRICS_FILE, STEP_FILE, AVERAGE_FILE = "metrics.jsonl", "step.json", "average.safetensors"
 STATE_NAME = re.compile(r"(\d+)-step-\d+")
 STEP_NAME = re.compile(r"step-(\d+)")
@@ -67,6 +70,30 @@ class RunFolder:
         self.path = path
         self.states = path / "state"
         self.metrics = path / METRICS_FILE
+        self._held: IO[bytes] | None = None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._held is not None:
+            self._held.close()
+
+    def hold(self) -> None:
+        """Keep other runs out until the `with` block ends, and undo what a kill left half done. For the main process.
+
+        Raises:
+            OptionError: another run is at work here.
+        """
+        if self._held is not None:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._held = (self.path / LOCK_FILE).open("ab", buffering=0)
+        if not lock(self._held):
+            raise OptionError(f"another run is at work in {self.path}: name another output_dir")
+        self.mend()
 
     # --- states --------------------------------------------------------------------------------------------------
 
@@ -150,8 +177,6 @@ class RunFolder:
             FileNotFoundError: there is no state.
             StateError: it does not belong to this model, this optimizer or whatever takes it up, or it holds code.
         """
-        if accelerator.is_main_process:
-            self.mend()
         accelerator.wait_for_everyone()
         folder = self.newest_state()
         if folder is None:
@@ -204,7 +229,9 @@ class RunFolder:
         shutil.rmtree(old, ignore_errors=True)
 
     def mend(self) -> None:
-        """Undo what a kill left half done to the models of the run. The main process alone calls it."""
+        """Undo what a kill left half done to models and files of the run. The main process alone calls it."""
+        clear_unfinished(self.path)
+        clear_unfinished(self.path / PICTURES)
         for kind in (PARTIAL, OLD):
             for folder in self.path.glob(f".*.{kind}"):
                 _mend(self.path / folder.name[1 : -len(kind) - 1])
@@ -230,12 +257,16 @@ class RunFolder:
 
     # --- metrics -------------------------------------------------------------------------------------------------
 
-    def trim_metrics(self, step: int) -> None:
-        """Drop lines of `metrics.jsonl` after `step`, and what is no whole line. The main process alone calls it."""
+    def trim_metrics(self, step: int, *, evaluation: bool = True) -> None:
+        """Drop lines of `metrics.jsonl` after `step`, and what is no whole line. The main process alone calls it.
+
+        Args:
+            evaluation: False to drop that of `step` itself, too.
+        """
         if not self.metrics.exists():
             return
         lines = self.metrics.read_text(errors="replace").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and _is_up_to(line, step)]
+        kept = [line for line in lines if line.endswith("\n") and _is_up_to(line, step, evaluation)]
         if len(kept) < len(lines):
             partial = _hidden(self.metrics, PARTIAL)
             partial.write_text("".join(kept))
@@ -248,9 +279,10 @@ class RunFolder:
         return StateError(f"{what} could not be written to {where} ({free:.0f} MiB free there): {_reason(error)}")
 
 
-def _is_up_to(line: str, step: int) -> bool:
+def _is_up_to(line: str, step: int, evaluation: bool) -> bool:
     try:
-        return bool(json.loads(line)["step"] <= step)
+        content = json.loads(line)
+        return bool(content["step"] < step or (content["step"] == step and (evaluation or "evaluation" not in content)))
     except (ValueError, LookupError, TypeError):
         return False
 
