@@ -1,13 +1,16 @@
-"""What tells models apart."""
+"""What tells models apart, and which are refused."""
 
 from __future__ import annotations
 
 from copy import deepcopy
+from pathlib import Path
 
+import pytest
 import torch
 
 import tiny
-from hf_grounding_dino.loading import model_fingerprint
+from hf_grounding_dino.loading import LoadingError, load_whole, model_fingerprint
+from training.runs import write_model
 
 
 def test_fingerprints_tell_models_apart() -> None:
@@ -20,3 +23,15 @@ def test_fingerprints_tell_models_apart() -> None:
     option.config.num_queries += 1
     found = [model_fingerprint(one) for one in (model, weight, option)]
     assert len({*found, model_fingerprint(model, {"height": 1})}) == 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, dtype: torch.dtype) -> None:
+    """One value of one tensor, whatever it is loaded as."""
+    model, _ = load_whole(write_model(tmp_path))
+    for value in (torch.nan, torch.inf, -torch.inf):
+        with torch.no_grad():
+            model.model.decoder.layers[1].fc1.weight[0, 3] = value
+        model.save_pretrained(tmp_path)
+        with pytest.raises(LoadingError, match=r"is broken: model\.decoder\.layers\.1\.fc1\.weight holds values that"):
+            load_whole(tmp_path, dtype)

@@ -13,7 +13,9 @@ from torch import Tensor
 
 import tiny
 from hf_grounding_dino.configuration_grounding_dino import LossWeights
+from hf_grounding_dino.losses import Predictions, grounding_loss
 from hf_grounding_dino.matcher import match
+from hf_grounding_dino.prompts import phrase_numbers
 from hf_grounding_dino.targets import prepare_targets
 from loops import Box, giou, l1, phrase_tokens, token_sum
 
@@ -205,6 +207,37 @@ def test_small_images_equal_the_loops(family: tiny.Family) -> None:
 
 
 # --- law 10 ------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_not_finite_is_seen_in_its_term() -> None:
+    """One logit, or one value of the boxes, of one set and one image: -inf alone is padding."""
+    model = tiny.tiny_model()
+    output = model(**tiny.together(singles()), labels=labels())
+    numbers_BT = phrase_numbers(tiny.together(singles())["input_ids"], model.config.phrase_boundary_token_ids)
+    targets = prepare_targets(labels(), numbers_BT)
+    logits_BQT, boxes_BQ4 = output.logits.detach()[..., : numbers_BT.shape[1]], output.pred_boxes.detach()
+    sets = Predictions(logits_BQT.expand(3, -1, -1, -1), boxes_BQ4.expand(3, -1, -1, -1))
+    weights, count = model.config.loss_weights, torch.tensor(8.0)
+    for number, suffix in enumerate(("_0", "", "_enc")):
+        for value in (torch.nan, torch.inf):
+            logits_KBQT = sets.logits_KBQT.clone()
+            logits_KBQT[number, 2, 1, 1] = value
+            loss, terms = grounding_loss(sets._replace(logits_KBQT=logits_KBQT), targets, weights, 0.25, count)
+            assert not loss.isfinite()
+            assert f"loss_ce{suffix}" in {name for name, term in terms.items() if not term.isfinite()}
+        boxes_KBQ4 = sets.boxes_KBQ4.clone()
+        boxes_KBQ4[number] = torch.nan
+        _, terms = grounding_loss(sets._replace(boxes_KBQ4=boxes_KBQ4), targets, weights, 0.25, count)
+        broken = {name for name, term in terms.items() if not term.isfinite()}
+        assert broken == {f"loss_bbox{suffix}", f"loss_giou{suffix}"}
+
+
+def test_a_model_of_weights_that_are_not_finite_has_no_loss() -> None:
+    """Its logits are NaN from end to end, where a loss of 0 would look perfect."""
+    model = tiny.tiny_model()
+    with torch.no_grad():
+        next(model.model.encoder.parameters())[0] = torch.nan
+    assert model(**tiny.together(singles()), labels=labels()).loss.isnan()
 
 
 @families

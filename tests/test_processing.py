@@ -26,6 +26,7 @@ from hf_grounding_dino.boxes import center_to_corners, corners_to_center
 from hf_grounding_dino.data.tokenizer import build_tokenizer
 from hf_grounding_dino.image_processing_grounding_dino import GroundingDinoImageProcessor
 from hf_grounding_dino.outputs import GroundingDinoObjectDetectionOutput
+from hf_grounding_dino.post_processing import _say_once
 from hf_grounding_dino.processing_grounding_dino import GroundingDinoProcessor
 from hf_grounding_dino.prompts import encode_labels, kept_prompts
 from label_texts import is_label
@@ -298,6 +299,32 @@ def test_low_precision_outputs_give_float32(processor: GroundingDinoProcessor) -
     assert half["scores"].dtype == half["boxes"].dtype == torch.float32
     torch.testing.assert_close(half["boxes"], full["boxes"], atol=0.01, rtol=0)
     torch.testing.assert_close(half["scores"], full["scores"], atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("part", ["logits", "pred_boxes"])
+def test_what_is_not_finite_is_told_once(
+    processor: GroundingDinoProcessor, caplog: pytest.LogCaptureFixture, part: str
+) -> None:
+    """By every reading; -inf, the logit of what is padding, is nothing to tell."""
+    outputs = random_outputs(processor(text=["cat", "dog"])["input_ids"])
+    outputs.logits[:, 3] = -torch.inf
+    readings = (
+        processor.post_process_object_detection,
+        processor.post_process_grounded_object_detection,
+        processor.post_process_referring,
+    )
+    for read in readings:
+        read(outputs)
+    assert not caplog.records
+    for value in (torch.nan, torch.inf):
+        getattr(outputs, part)[0, 0, 1] = value
+        for read in readings:
+            _say_once.cache_clear()
+            caplog.clear()
+            read(outputs)
+            read(outputs)
+            (record,) = caplog.records
+            assert "not finite" in record.message
 
 
 def test_overlaps_are_dropped_class_by_class(processor: GroundingDinoProcessor) -> None:

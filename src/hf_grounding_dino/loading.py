@@ -35,8 +35,8 @@ def load_whole(
         dtype: what the weights are kept in.
 
     Raises:
-        LoadingError: weights that are missing, which transformers would make up, or cut off; the tokenizer of another
-            model; or a folder that holds none.
+        LoadingError: weights that are missing, which transformers would make up, cut off, or not finite; the tokenizer
+            of another model; or a folder that holds none.
         OSError, ValueError: as `from_pretrained`: no such model, no way to it, or one of another family.
     """
     _refuse_other_folders(str(model))
@@ -53,7 +53,15 @@ def load_whole(
         raise LoadingError(f"the model {model} lacks {len(missing)} of its weights, such as {missing[0]}")
     if not set(special_token_ids(processor.tokenizer)) <= set(network.config.phrase_boundary_token_ids):
         raise LoadingError(f"the model {model} lacks its tokenizer, or has that of another model")
+    _refuse_broken_weights(network, str(model))
     return network.eval(), processor
+
+
+def _refuse_broken_weights(network: GroundingDinoForObjectDetection, model: str) -> None:
+    for name, tensor in network.state_dict().items():
+        # The extremes are NaN where any value is, and are had in a twelfth of the time of `isfinite`.
+        if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+            raise LoadingError(f"the model {model} is broken: {name} holds values that are not finite")
 
 
 def _refuse_other_folders(model: str) -> None:

@@ -126,11 +126,11 @@ def _match_batch(
 
 def _focal_loss(logits_KBQT: Tensor, matches: Matches, alpha: float) -> Tensor:
     """Of each set and image `(K, B)`, summed over queries and real tokens; everything unmatched is background."""
-    real = logits_KBQT > -torch.inf
+    padding = logits_KBQT == -torch.inf  # NaN is none, and must be seen in the loss
     wanted = torch.zeros_like(logits_KBQT)
     wanted[matches.sets_M, matches.images_M, matches.queries_M] = matches.tokens_MT.to(wanted.dtype)
-    loss = sigmoid_focal_loss(logits_KBQT.masked_fill(real.logical_not(), 0.0), wanted, alpha, FOCAL_GAMMA)
-    return loss.masked_fill(real.logical_not(), 0.0).sum((2, 3))
+    loss = sigmoid_focal_loss(logits_KBQT.masked_fill(padding, 0.0), wanted, alpha, FOCAL_GAMMA)
+    return loss.masked_fill(padding, 0.0).sum((2, 3))
 
 
 def _box_losses(boxes_KBQ4: Tensor, matches: Matches) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ def match(
     Returns:
         For each set, query indices and box indices; fewer than G pairs where there are fewer queries than boxes.
     """
-    real_KQ = (logits_KQT > -torch.inf).any(-1)
+    real_KQ = (logits_KQT != -torch.inf).any(-1)
     with torch.autocast(logits_KQT.device.type, enabled=False):  # else the class cost is summed in half precision
         cost_KQG = (
             weights.match_class * _class_cost(logits_KQT.float(), targets.tokens_GT, alpha)

@@ -7,6 +7,8 @@ Shapes: `Q` queries, `T` text tokens, `P` phrases, `K` detections.
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +20,26 @@ from torchvision.ops import batched_nms
 from .boxes import center_to_corners
 from .prompts import EncodedPrompt, caption_words, phrase_scores
 
+logger = logging.getLogger(__name__)
+
 Detections = dict[str, Any]
+
+
+def warn_of_broken(outputs: Any) -> None:
+    """Say in the log, once, that a model gave numbers that are not finite: no threshold lets them through.
+
+    Args:
+        outputs: what the model gave: `logits`, -inf where there is no token or no query, and `pred_boxes`.
+    """
+    extremes = [values.float().amax() for values in (outputs.logits, outputs.pred_boxes) if values.numel()]
+    if extremes and not (torch.stack(extremes) < torch.inf).all():  # NaN is not
+        _say_once("the model gives scores or boxes that are not finite, which are not found: its weights are broken, or"
+                  " too large for this dtype")  # fmt: skip
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    logger.warning(line)
 
 
 def image_sizes(target_sizes: Any, num_images: int, device: torch.device) -> list[Tensor | None]:

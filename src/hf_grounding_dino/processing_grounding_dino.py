@@ -21,6 +21,7 @@ from .post_processing import (
     image_sizes,
     names_per_image,
     referring_detections,
+    warn_of_broken,
     without_overlaps,
 )
 from .prompts import (
@@ -263,6 +264,7 @@ class GroundingDinoProcessor(ProcessorMixin):
         Raises:
             ValueError: not one size for each image.
         """
+        warn_of_broken(outputs)
         sizes = image_sizes(target_sizes, len(outputs.logits), outputs.pred_boxes.device)
         results = []
         for logits_QT, boxes_Q4, size in zip(outputs.logits, outputs.pred_boxes, sizes, strict=True):
@@ -274,6 +276,7 @@ class GroundingDinoProcessor(ProcessorMixin):
         self, outputs: Any, input_ids: Any, text_labels: Any, target_sizes: Any
     ) -> list[tuple[EncodedPrompt, Tensor, Tensor, Tensor, Tensor | None]]:
         """The prompt, the phrase number of each of its tokens, the logits, the boxes and the size of each image."""
+        warn_of_broken(outputs)
         logits, boxes = outputs.logits, outputs.pred_boxes
         sizes = image_sizes(target_sizes, len(logits), boxes.device)
         prompts = self._prompts_of(outputs, input_ids, text_labels)

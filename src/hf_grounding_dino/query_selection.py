@@ -80,7 +80,7 @@ def select_queries(logits_BST: Tensor, image: ImageContext, num_queries: int) ->
     if missing > 0:
         scores_BS = torch.nn.functional.pad(scores_BS, (0, missing), value=-torch.inf)
     best_BQ, indices_BQ = scores_BS.topk(num_queries, dim=1)
-    may_attend_BQ = best_BQ > -torch.inf if image.fewest_tokens < num_queries else None
+    may_attend_BQ = best_BQ != -torch.inf if image.fewest_tokens < num_queries else None
     return SelectedQueries(indices_BQ.clamp(max=logits_BST.shape[1] - 1), may_attend_BQ)
 
 

@@ -8,10 +8,17 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from PIL import Image
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
+
+_UNFINISHED = ".unfinished"
 
 
 @contextmanager
@@ -82,9 +89,32 @@ def write_picture(path: str | os.PathLike[str], picture: Image.Image) -> Path:
     return Path(path)
 
 
+def clear_unfinished(folder: Path) -> None:
+    """Remove what killed processes left of files in a folder, where nobody else is at work."""
+    for unfinished in folder.glob(f".*{_UNFINISHED}"):
+        unfinished.unlink()
+
+
+def lock(file: IO[bytes]) -> bool:
+    """Take a file for this process until it is closed; False where another has it.
+
+    A process that is forked off has no part in it. Where there are no locks, as on Windows, nobody is kept out.
+    """
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # some network file systems have no locks
+    os.register_at_fork(after_in_child=file.close)
+    return True
+
+
 def _beside(target: Path) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target)) from error
-    return target.with_name(f".{target.name}.{os.getpid()}.unfinished")
+    return target.with_name(f".{target.name}.{os.getpid()}{_UNFINISHED}")

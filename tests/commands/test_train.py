@@ -124,6 +124,34 @@ def test_a_second_run_does_not_overwrite_the_first(
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
+def test_two_runs_do_not_share_a_folder(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before the first has a state, and after; a kill -9 frees the folder at once, whatever reads pictures for it."""
+    run = tmp_path / "run"
+    options = ["--set", "max_steps=100000", "--set", "num_workers=2", "--set", "schedule=constant"]
+    command = [sys.executable, "-m", "hf_grounding_dino", "train", str(recipe), *options]
+    refusal = f"another run is at work in {run}: name another output_dir"
+    for resume in (False, True):
+        saves = ["--set", f"save_every={2 if resume else 1000000}"]
+        process = subprocess.Popen(command + saves, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
+        try:
+            wait_for_a_line(run / "metrics.jsonl", process)
+            if resume:
+                while RunFolder(run).newest_state() is None:
+                    assert process.poll() is None
+                    time.sleep(0.02)
+            capsys.readouterr()
+            assert train(recipe, "max_steps=3", "schedule=constant", resume=resume) == 2
+            assert capsys.readouterr().err.splitlines()[-1].endswith(refusal)
+            assert process.poll() is None
+        finally:
+            process.kill()
+            process.wait()
+        steps = logged(run, "step")
+        assert steps == list(range(1, len(steps) + 1))
+    assert train(recipe, f"max_steps={len(steps)}", "schedule=constant", resume=True) == 0
+    assert logged(run, "step") == steps
+
+
 def test_a_model_that_is_not_whole_is_not_trained(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

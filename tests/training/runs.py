@@ -58,3 +58,13 @@ def weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     return load_file(run / name / "model.safetensors")
+
+
+class Bomb:
+    """What leaves a file when it is unpickled as what it says it is."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.mark,)

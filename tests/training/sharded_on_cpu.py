@@ -2,7 +2,7 @@
 
 Accelerate's own preparation, clipping and states are used: it is told only that FSDP is on. Run by torchrun. With
 DIE_IN_STEP=n in the environment, all processes are killed in that step; with FULL_IN_STEP=n, the disk of the second is
-full from then on.
+full from then on; with NAN_IN_STEP=n, a term of its loss is NaN in that step.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import signal
 import sys
 from typing import Any
 
+import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
@@ -29,7 +30,14 @@ def _with_fsdp(self: Any, *arguments: Any, fsdp_plugin: Any = None, **options: A
         self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
 
-_update, _steps = loop.update, []
+_accumulate, _update, _steps = loop.accumulate, loop.update, []
+
+
+def _broken(*arguments: Any) -> Any:
+    terms = _accumulate(*arguments)
+    if len(_steps) + 1 == int(os.environ.get("NAN_IN_STEP", 0)) and os.environ["RANK"] == "1":
+        terms["loss_giou_0"] = terms["loss"] = terms["loss"] * torch.nan
+    return terms
 
 
 def _disturbed(*arguments: Any) -> Any:
@@ -41,6 +49,6 @@ def _disturbed(*arguments: Any) -> Any:
     return _update(*arguments)
 
 
-loop.update = _disturbed
+loop.accumulate, loop.update = _broken, _disturbed
 AcceleratorState.__init__ = _with_fsdp  # type: ignore[method-assign]
 sys.exit(main(["train", *sys.argv[1:]]))

@@ -22,9 +22,9 @@ from hf_grounding_dino.training import loop
 from hf_grounding_dino.training.conduct import run_recipe
 from hf_grounding_dino.training.options import OptionError
 from hf_grounding_dino.training.recipe import read_recipe
-from hf_grounding_dino.training.states import RunFolder
+from hf_grounding_dino.training.states import RunFolder, StateError
 
-from .runs import LABELS, logged, weights, write_recipe
+from .runs import LABELS, Bomb, logged, weights, write_recipe
 
 VAL = "[{format: shapes, annotations: 'val?count=4&width=96&height=64'}]"
 REFERRING = "[{format: shapes, annotations: 'val?count=4&task=referring&width=96&height=64'}]"
@@ -176,12 +176,12 @@ def test_a_run_goes_on_as_it_began(tmp_path: Path, change: str) -> None:
 
 
 def test_broken_weights_do_not_replace_a_good_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The weights of step 3 are not finite, and the loss is logged too seldom to say so before step 4 is saved."""
+    """Those of step 4 are not finite, and saved before a loss is made of them."""
     update, steps = loop.update, []
 
     def breaking(trainee: Any, *arguments: Any) -> torch.Tensor:
         steps.append(None)
-        if len(steps) == 3:
+        if len(steps) == 4:
             next(trainee.model.parameters()).grad.fill_(torch.nan)
         return update(trainee, *arguments)
 
@@ -190,6 +190,58 @@ def test_broken_weights_do_not_replace_a_good_state(tmp_path: Path, monkeypatch:
         run(tmp_path, "log_every=100", "max_steps=6")
     state = RunFolder(tmp_path / "run").newest_state()
     assert state is not None and state.name.endswith("step-000002")
+
+
+@pytest.mark.parametrize("term", ["loss", "grad_norm"])
+def test_a_loss_that_is_not_finite_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, term: str) -> None:
+    """In step 3 of 6, with nothing to log or to save: no weight takes it in, and the state is of step 2.
+
+    A model whose features are NaN is the first; gradients alone that are not finite are the second.
+    """
+    accumulate, update, steps = loop.accumulate, loop.update, []
+
+    def breaking(trainee: Any, *arguments: Any) -> Any:
+        steps.append(None)
+        parameter = next(p for p in trainee.model.parameters() if p.requires_grad)
+        if len(steps) == 3 and term != "grad_norm":
+            parameter.data.fill_(torch.nan)
+        terms = accumulate(trainee, *arguments)
+        if len(steps) == 3 and term == "grad_norm":
+            parameter.grad.fill_(torch.inf)
+        return terms
+
+    updates: list[None] = []
+    monkeypatch.setattr(loop, "accumulate", breaking)
+    monkeypatch.setattr(loop, "update", lambda *arguments: (updates.append(None), update(*arguments)))
+    with pytest.raises(FloatingPointError, match=r"^\w+ of step 3 is not finite: begin anew with a lower") as caught:
+        run(tmp_path, "log_every=100", "max_steps=6")
+    name = str(caught.value).split()[0]
+    assert name == term if term == "grad_norm" else name.startswith("loss_")
+    assert len(updates) == 2
+    state = RunFolder(tmp_path / "run").newest_state()
+    assert state is not None and state.name.endswith("step-000002")
+
+
+def test_a_finished_run_that_goes_on_says_nothing_twice(tmp_path: Path) -> None:
+    """It is measured again, as where it was killed before that was done; what kills left of its files is cleared."""
+    options = (f"eval={VAL}", "evaluate_every=2")
+    run(tmp_path, *options)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    before = [json.loads(line) for line in metrics.read_text().splitlines()]
+    for name in (".curves.png.77.unfinished", "pictures/.step-000002.png.77.unfinished"):
+        (tmp_path / "run" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "run" / name).touch()
+    run(tmp_path, *options, resume=True)
+    assert [json.loads(line) for line in metrics.read_text().splitlines()] == before
+    assert not list((tmp_path / "run").rglob(".*.unfinished"))
+    run(tmp_path, *options, "max_steps=6", resume=True)
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert lines[: len(before)] == before
+    assert [(line["step"], "evaluation" in line) for line in lines[len(before) :]] == [
+        (5, False),
+        (6, False),
+        (6, True),
+    ]
 
 
 def test_metrics_of_a_run_without_a_state_are_not_added_to(tmp_path: Path) -> None:
@@ -229,6 +281,18 @@ def test_a_run_is_not_trained_over(tmp_path: Path) -> None:
 def test_going_on_from_nothing(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="nothing to resume from"):
         run(tmp_path, resume=True)
+
+
+def test_going_on_runs_nothing_that_lies_in_the_folder(tmp_path: Path) -> None:
+    """Schedule and average were once in two pickles, and read as such."""
+    run(tmp_path, "max_steps=1")
+    state, mark = RunFolder(tmp_path / "run").newest_state(), tmp_path / "mark"
+    assert state is not None
+    for number in range(2):
+        torch.save(Bomb(mark), state / f"custom_checkpoint_{number}.pkl")
+    with pytest.raises(StateError, match=r"it is of an earlier version, .* train last/ in a new output_dir"):
+        run(tmp_path, "max_steps=2", resume=True)
+    assert not mark.exists()
 
 
 def other_architecture(folder: Path) -> Path:

@@ -14,9 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import load
 
 from hf_grounding_dino.training import loop
+from hf_grounding_dino.training.averaging import MovingAverage
 from hf_grounding_dino.training.conduct import run_recipe
+from hf_grounding_dino.training.options import OptionError
 from hf_grounding_dino.training.recipe import read_recipe
 from hf_grounding_dino.training.states import RunFolder
 
@@ -123,6 +128,51 @@ def test_a_signal_to_all_processes_leaves_the_readers_to_the_run(tmp_path: Path,
     assert RunFolder(tmp_path / "run").newest_state() is not None, said
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        ("resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))", 2, "state of step 4 could not be written to"),
+        ("torch.empty(2**60)", 2, "no memory for 4 images at once: choose a smaller pictures_at_once"),
+        ("os.kill(multiprocessing.active_children()[0].pid, 9); time.sleep(60)", 2, "a process that reads images was"),
+        ("1 / 0", 1, "ZeroDivisionError: division by zero"),
+    ],
+    ids=["full disk", "no memory", "killed worker", "bug"],
+)
+def test_no_error_waits_for_the_processes_that_read(tmp_path: Path, error: str, code: int, said: str) -> None:
+    """It ends with its line and its exit code; that it took less than 30 s says that it did not hang."""
+    recipe = write_recipe(tmp_path, max_steps=1000, save_every=4, log_every=1000, num_workers=2)
+    script = f"""
+import multiprocessing, os, resource, sys, time, torch
+from hf_grounding_dino.commands.main import main
+from hf_grounding_dino.training import loop
+update, steps = loop.update, []
+def disturbed(*arguments):
+    steps.append(None)
+    if len(steps) == 3:
+        assert len(multiprocessing.active_children()) == 2
+        print("now", flush=True)
+        {error}
+    return update(*arguments)
+loop.update = disturbed
+sys.exit(main(["train", {str(recipe)!r}]))
+"""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            assert process.stdout is not None
+            while process.stdout.readline() not in ("now\n", ""):
+                pass
+            _, complaint = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert process.returncode == code
+    lines = [line.rpartition("\r")[2] for line in complaint.splitlines()]
+    assert [line for line in lines if said in line], complaint
+    assert ("Traceback" in complaint) == (code == 1)
+
+
 @pytest.mark.parametrize("pictures_at_once", [1, 2])
 def test_it_does_not_matter_how_a_step_is_divided(tmp_path: Path, pictures_at_once: int) -> None:
     """Law 12: 1 x 4 pictures = 2 x 2 = 4 x 1, losses and gradients, with unequal numbers of boxes, and denoising.
@@ -137,6 +187,47 @@ def test_it_does_not_matter_how_a_step_is_divided(tmp_path: Path, pictures_at_on
         torch.testing.assert_close(one, several, rtol=2e-3, atol=1e-3)  # AdamW blows rounding up over the steps
 
 
+def test_what_a_launcher_has_in_its_environment_changes_no_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law 29: a step is what the recipe says, though `accelerate config` was once asked for something else."""
+    run(tmp_path, f"output_dir={tmp_path}/plain")
+    settings = {"GRADIENT_ACCUMULATION_STEPS": "8", "MIXED_PRECISION": "bf16", "DYNAMO_BACKEND": "EAGER"}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    compiled: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda model, **_: compiled.append(model) or model)
+    run(tmp_path)
+    assert not compiled
+    for name in ("loss", "grad_norm"):
+        assert logged(tmp_path / "run", name) == logged(tmp_path / "plain", name)
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    with pytest.raises(OptionError, match="parallelism_config is not supported"):
+        run(tmp_path, f"output_dir={tmp_path}/other")
+
+
+def test_a_step_that_is_skipped_moves_nothing() -> None:
+    """Law 29: gradients that overflow float16 are no step, whose scaler a CPU has, too."""
+    accelerator = Accelerator(cpu=True)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    model: Any = torch.nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    average = MovingAverage(model, 0.5)
+    trainee = loop.Trainee(accelerator, model, optimizer, schedule, average, model.train)
+    seen = []
+    for scale in (1.0, torch.inf, 1.0):
+        accelerator.backward(model(torch.ones(1, 1)).sum() * scale)
+        loop.update(trainee)
+        seen.append((model.weight.item(), average.weights["weight"].item(), schedule.get_last_lr()[0]))
+    assert seen[0] == seen[1] != seen[2]
+    assert [rate for *_, rate in seen] == [0.5, 0.5, 0.25]
+    assert seen[2][0] == seen[0][0] - 0.5
+
+
 def test_two_processes_equal_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Law 12 over DDP, without `find_unused_parameters`; each process has one micro-batch of two pictures.
 
@@ -149,6 +240,10 @@ def test_two_processes_equal_one(tmp_path: Path, capsys: pytest.CaptureFixture[s
         one, two = (torch.tensor(logged(tmp_path / part, name)) for part in ("one", "run"))
         torch.testing.assert_close(one[:1], two[:1], rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(one, two, rtol=2e-3, atol=1e-3)
+    state = RunFolder(tmp_path / "run").newest_state()
+    assert state is not None
+    generators = [load(state / f"random_states_{rank}.pkl")["torch_manual_seed"] for rank in range(2)]
+    assert not torch.equal(*generators), "dropout is not the same in both"
     assert run(tmp_path, "max_steps=5", resume=True).steps == 5
     assert "was on 2 processes and goes on with 1" in capsys.readouterr().out
     assert len(logged(tmp_path / "run")) == 5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -119,11 +121,21 @@ def test_the_recipe_of_a_file(tmp_path: Path) -> None:
         ("schedule=step", "give milestones"),
         ("precision=int8", "precision is 'int8', not one of float32, bfloat16, float16"),
         ("prompts.negatives=-1", "negatives"),
+        *((f"{name}={value}", rf"{name} is (nan|-?inf), where a finite number belongs")
+          for name in ("learning_rate", "epochs", "average_decay", "gamma", "train.0.weight", "denoising.box_noise")
+          for value in (".nan", ".inf", "-.inf", "nan", "1e999")),
     ],
-)
+)  # fmt: skip
 def test_recipes_that_cannot_be_are_refused(tmp_path: Path, assignment: str, message: str) -> None:
     with pytest.raises(OptionError, match=message):
         read_recipe(str(write_recipe(tmp_path)), [assignment])
+
+
+def test_a_recipe_of_python_takes_no_nan(tmp_path: Path) -> None:
+    recipe = read_recipe(str(write_recipe(tmp_path)))
+    for name in ("learning_rate", "weight_decay", "max_grad_norm", "interpolation", "average_decay", "text_multiplier"):
+        with pytest.raises(OptionError, match=f"^{name} is nan"):
+            dataclasses.replace(recipe, **{name: math.nan})
 
 
 def test_no_such_recipe(tmp_path: Path) -> None:

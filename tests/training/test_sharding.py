@@ -124,6 +124,9 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path)
     lines = complaints(train_sharded(recipe, FULL_IN_STEP="3"))
     assert sorted(line.split("): ")[-1] for line in lines) == ["File too large", "File too large"]
+    lines = complaints(train_sharded(recipe, "--resume", NAN_IN_STEP="2"))
+    assert len(lines) == 2, "both stop, though one loss alone is broken"
+    assert all("loss_giou_0 of step 4 is not finite: begin anew with a lower" in line for line in lines)
     state = RunFolder(tmp_path / "run").newest_state()
     assert state is not None and state.name.endswith("step-000002")
     with pytest.raises(StateError, match="of sharded weights, this run's are whole: go on with it as it was launched"):

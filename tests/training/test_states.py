@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pickle
 import resource
 import shutil
 import signal
@@ -21,6 +22,8 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from hf_grounding_dino.training.states import RunFolder, StateError, StopSignal, step_name
+
+from .runs import Bomb
 
 PROCESS_KILLED = 9
 MOST_INSTANTS = 200
@@ -47,13 +50,15 @@ class Run:
     def save(self, step: int) -> None:
         """The state in which the weight is the number of the step."""
         self.set(step)
-        self.folder.save_state(self.accelerator, step, {"batch_size": 4})
+        self.folder.save_state(self.accelerator, step, {"batch_size": 4}, {"weight": torch.tensor([float(step)])})
 
     def load(self) -> int:
         """The step that was loaded, after a look at whether the weight is of that step."""
         self.set(-1.0)
-        step, content = self.folder.load_state(self.accelerator)
+        taken: list[Any] = []
+        step, content = self.folder.load_state(self.accelerator, lambda *what: taken.append(what))
         assert self.weight == step == content["step"]
+        assert taken == [(content, {"weight": torch.tensor([float(step)])})]
         assert content == {"step": step, "world_size": 1, "sharded": False, "batch_size": 4}
         return step
 
@@ -248,6 +253,47 @@ def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="does not fit this run") as error:
         RunFolder(tmp_path).load_state(accelerator)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "refused"),
+    [
+        ("custom_checkpoint_0.pkl", "it is of an earlier version"),
+        ("optimizer.bin", "Weights only load failed"),
+        ("random_states_0.pkl", None),
+        ("optimizer_0/.metadata", "optimizer_0/.metadata is not data alone"),
+    ],
+)
+@pytest.mark.parametrize("as_torch", [True, False])
+def test_nothing_in_a_state_runs(tmp_path: Path, file: str, refused: str | None, as_torch: bool) -> None:
+    """Whoever can write to the folder of a run has a pickle in it for one that resumes."""
+    run = Run(tmp_path / "run")
+    run.save(500)
+    state, mark = run.folder.newest_state(), tmp_path / "mark"
+    assert state is not None
+    (state / file).parent.mkdir(exist_ok=True)
+    with (state / file).open("wb") as content:
+        torch.save(Bomb(mark), content) if as_torch else pickle.dump(Bomb(mark), content, protocol=2)
+    if refused is None:
+        assert run.load() == 500
+    else:
+        with pytest.raises(StateError, match="does not fit this run: ") as caught:
+            run.load()
+        assert as_torch or refused in str(caught.value)
+    assert not mark.exists()
+    pickle.loads(pickle.dumps(Bomb(mark)))
+    assert mark.exists(), "as a test of the test"
+
+
+def test_what_torch_reads_without_a_care_is_read_with_care(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The values of a sharded optimizer that are no tensors are read as pickles that may do anything."""
+    run = Run(tmp_path / "run")
+    run.save(500)
+    torch.save(Bomb(tmp_path / "mark"), tmp_path / "bomb")
+    monkeypatch.setattr(Accelerator, "load_state", lambda *_: torch.load(tmp_path / "bomb", weights_only=False))
+    with pytest.raises(StateError, match="Weights only load failed"):
+        run.load()
+    assert not (tmp_path / "mark").exists()
 
 
 def two_processes(path: Path) -> None:

@@ -10,13 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from ..whole_files import lock
 from .answers import AnnotationError, LabelledPicture, from_line, to_line
 from .files import cannot_write
-
-try:
-    import fcntl
-except ImportError:  # not on Windows: there, nothing keeps two processes from one shard
-    fcntl = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,8 @@ class Journal:
         except OSError as error:
             raise cannot_write(self.path, error) from error
         try:
-            _lock(self._file, shard)
+            if not lock(self._file):
+                raise AnnotationError(f"another process is at work on shard {shard} of {self.path}")
             _cut_torn_line(self.path)
         except BaseException:
             self._file.close()
@@ -76,17 +73,6 @@ class Journal:
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
             raise cannot_write(self.path, error) from error
-
-
-def _lock(file: IO[bytes], shard: Shard) -> None:
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise AnnotationError(f"another process is at work on shard {shard} of {file.name}") from None
-    except OSError:
-        pass  # some network file systems have no locks
 
 
 def _cut_torn_line(path: Path) -> None:

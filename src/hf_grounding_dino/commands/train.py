@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from hf_grounding_dino.training.conduct import Report
 
 INTERRUPTED = 130
+_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+_WORKER_DIED = re.compile(r"^DataLoader worker .*(exited unexpectedly|killed by signal)", re.DOTALL)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,10 +68,27 @@ def run(arguments: argparse.Namespace) -> int:
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     mistakes = (ValueError, FloatingPointError, ImportError, StateError)
     with quiet_libraries(), user_errors(*mistakes, place=recipe.output_dir):
-        report = run_recipe(recipe, resume=arguments.resume)
+        try:
+            report = run_recipe(recipe, resume=arguments.resume)
+        except (MemoryError, RuntimeError) as error:
+            if (lack := _lack(error, recipe.pictures_at_once or recipe.batch_size)) is None:
+                raise
+            raise UserError(f"{lack}; --resume goes on from the last state, if there is one") from error
     if PartialState().is_main_process:
         sys.stdout.write(summary(report, recipe.output_dir))
     return 0 if report.steps == report.max_steps else INTERRUPTED
+
+
+def _lack(error: Exception, pictures_at_once: int) -> str | None:
+    """What the computer has too little of for a run; None where the error is another."""
+    if _WORKER_DIED.search(str(error)):
+        return "a process that reads images was killed, as where memory runs out: choose a smaller num_workers"
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+        return (
+            f"no memory for {pictures_at_once} images at once: choose a smaller pictures_at_once, or"
+            " gradient_checkpointing=true"
+        )
+    return None
 
 
 def summary(report: Report, output_dir: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -228,15 +230,29 @@ def training_batches(
         collate_fn=_Loaded(collate),
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
-        worker_init_fn=_leave_stopping_to_the_run,
+        worker_init_fn=_obey_the_run_alone,
     )
     return _steps(loader, pieces)
 
 
-def _leave_stopping_to_the_run(worker: int) -> None:
-    """A signal to stop goes to all processes of a group; the run needs its workers until it has saved a state."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _obey_the_run_alone(worker: int) -> None:
+    """Let no signal but the run's own SIGTERM stop a worker.
+
+    A batch system sends its signal to all processes of a job, and the run needs its workers until it has saved a state.
+    When Python exits, it sends SIGTERM to the workers that are left, and waits for them.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_at_the_word_of, args=(os.getppid(),), daemon=True).start()
+    elif hasattr(os, "setpgid"):  # macOS does not tell who sent a signal
+        os.setpgid(0, 0)
+
+
+def _end_at_the_word_of(run: int) -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != run:
+        pass
+    os._exit(0)
 
 
 def _steps(loader: Iterable[tuple[dict[str, Any], list[Skipped]]], pieces: int) -> Iterator[StepBatch]:

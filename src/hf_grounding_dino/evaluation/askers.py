@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..modeling_grounding_dino import GroundingDinoForObjectDetection
-from ..post_processing import boxes_in_image, class_detections, image_sizes
+from ..post_processing import boxes_in_image, class_detections, image_sizes, warn_of_broken
 from ..processing_grounding_dino import GroundingDinoProcessor
 from ..prompts import EncodedPrompt, Span, closed_caption, encode_caption, span_token_mask
 from ..vocabulary import PROMPT_TOKENS, Chunking, detect
@@ -235,6 +235,7 @@ def _phrase_answers(
 ) -> list[Answer]:
     """The best pairs of box and phrase of each picture; labels are positions in its `phrases`."""
     outputs = _outputs(model, processor, images, captions)
+    warn_of_broken(outputs)
     sizes = image_sizes(_sizes(images), len(images), outputs.pred_boxes.device)
     answers = []
     for caption, spans, logits_QT, boxes_Q4, size in zip(

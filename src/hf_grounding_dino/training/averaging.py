@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .sharding import divided_like, own_part, whole
 
@@ -22,12 +22,13 @@ class MovingAverage:
 
     Attributes:
         weights: by the names of the parameters.
+        updates: how many there were.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._model = model
         self._decay = decay
-        self._updates = 0
+        self.updates = 0
         self.weights = {name: parameter.detach().clone() for name, parameter in self._trained().items()}
 
     def _trained(self) -> dict[str, nn.Parameter]:
@@ -38,22 +39,22 @@ class MovingAverage:
         """Take in the weights of this moment."""
         averages = [own_part(average) for average in self.weights.values()]
         weights = [own_part(parameter) for parameter in self._trained().values()]
-        if self._updates:
+        if self.updates:
             torch._foreach_lerp_(averages, weights, 1 - self._decay)
         else:
             torch._foreach_copy_(averages, weights)
-        self._updates += 1
+        self.updates += 1
 
-    def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` takes, whole, in every process; all must ask together."""
-        return {"updates": self._updates, "weights": {name: whole(value).cpu() for name, value in self.weights.items()}}
+    def whole_weights(self) -> dict[str, Tensor]:
+        """The average on the CPU, whole, in every process; all must ask together."""
+        return {name: whole(value).cpu().contiguous() for name, value in self.weights.items()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state, whatever number of processes it is of.
+    def go_on(self, weights: Mapping[str, Tensor], updates: int) -> None:
+        """Take up `whole_weights` after so many updates, whatever number of processes they are of.
 
         Raises:
-            KeyError: it is of another model.
+            KeyError, RuntimeError: they are of another model.
         """
         for name, average in self.weights.items():
-            average.copy_(divided_like(state["weights"][name], average))
-        self._updates = state["updates"]
+            average.copy_(divided_like(weights[name], average))
+        self.updates = updates

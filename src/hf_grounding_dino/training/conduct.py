@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
@@ -33,7 +34,7 @@ from .recipe import Recipe, as_yaml, flat_options
 from .run import Run
 from .sharding import own_part
 from .snapshots import as_detections, beside_truth, snapshot_sheet
-from .states import STEP_FILE, step_name
+from .states import PICTURES, STEP_FILE, RunFolder, step_name
 
 REPORT_FILE = "report.json"
 LARGEST_SKIPPED_SHARE, FEWEST_OF_A_STREAM = 0.01, 1000
@@ -76,7 +77,8 @@ def run_recipe(recipe: Recipe, *, resume: bool = False) -> Report:
             known before the first step is raised before it.
         StateError: the disk is full; the last state is intact.
     """
-    return Conductor(Run(recipe, resume=resume)).conduct()
+    with RunFolder(Path(recipe.output_dir)) as folder:
+        return Conductor(Run(recipe, folder, resume=resume)).conduct()
 
 
 class Conductor:
@@ -91,7 +93,9 @@ class Conductor:
         if self.is_main:
             if run.recipe.push_to_hub is not None:
                 check_access(run.recipe.push_to_hub)
-            self.folder.path.mkdir(parents=True, exist_ok=True)
+            run.claim()
+            if not run.resumed:
+                self.folder.trim_metrics(-1)  # of a run that was killed before it had a state
             write_whole(self.folder.path / RECIPE_FILE, as_yaml(run.recipe))
             self._write_data_facts()
         run.accelerator.init_trackers(self.folder.path.name, config=flat_options(run.recipe))
@@ -118,7 +122,7 @@ class Conductor:
     def conduct(self) -> Report:
         """Train, measure and save."""
         run, recipe, accelerator = self.run, self.recipe, self.run.accelerator
-        if not run.before:
+        if not run.resumed:
             run.before = self._measure(self._model(), run.data.eval | run.data.keep)
             self._log(0, run.before)
         batches = training_batches(
@@ -167,9 +171,12 @@ class Conductor:
         """Write what is needed to go on."""
         run = self.run
         self._refuse_broken_weights(step)
-        extra = {"best_step": run.best_step, "before": run.before, "step_scores": run.step_scores}
-        extra["skipped"] = list(run.skipped.values())
-        self.folder.save_state(run.accelerator, step, extra)
+        extra: dict[str, Any] = {"best_step": run.best_step, "before": run.before, "step_scores": run.step_scores}
+        extra |= {"skipped": list(run.skipped.values()), "schedule": run.trainee.schedule.state_dict()}
+        average = run.trainee.average
+        if average is not None:
+            extra["average_updates"] = average.updates
+        self.folder.save_state(run.accelerator, step, extra, {} if average is None else average.whole_weights())
 
     def _refuse_broken_weights(self, step: int) -> None:
         """Keep the state from before what went wrong.
@@ -218,7 +225,7 @@ class Conductor:
 
     def show_pictures(self, step: int) -> None:
         """Draw what the model finds beside what is there, in `pictures/`."""
-        self._draw(self._model(), self.folder.path / "pictures" / f"{step_name(step)}.png")
+        self._draw(self._model(), self.folder.path / PICTURES / f"{step_name(step)}.png")
 
     def _draw(self, model: GroundingDinoForObjectDetection, path: Path) -> None:
         data = self.run.data
@@ -300,7 +307,8 @@ class Conductor:
     def _report(self, steps: int, seconds: float, shares: Mapping[str, float], after: Scores) -> Report:
         run = self.run
         names = tuple(f"{name}/" for name in run.data.keep)
-        falls = {name: run.before[name] - score for name, score in after.items() if name.startswith(names)}
+        kept = [name for name in after if name.startswith(names) and name in run.before]
+        falls = {name: run.before[name] - after[name] for name in kept}
         report = Report(
             steps=steps,
             max_steps=run.max_steps,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -70,7 +70,9 @@ def train(
                 batch = next(source)
             terms = accumulate(trainee, batch, progress)
             with progress.watch.measure("step"):
-                terms["grad_norm"] = update(trainee, recipe.max_grad_norm)
+                terms["grad_norm"] = clip(trainee, recipe.max_grad_norm)
+                refuse_broken(accelerator, terms, step)
+                update(trainee)
             progress.add(terms)
             actions.leave_out(batch.skipped)
             if _is_due(step, recipe.log_every, max_steps):
@@ -125,13 +127,37 @@ def accumulate(trainee: Trainee, batch: StepBatch, progress: Progress) -> dict[s
     return sums
 
 
-def update(trainee: Trainee, max_grad_norm: float) -> Tensor:
-    """Change the weights by the gradients, and return these gradients' norm."""
+def clip(trainee: Trainee, max_grad_norm: float) -> Tensor:
+    """Scale the gradients down to a norm, where it is not 0, and return the norm they had."""
     parameters = [p for p in trainee.model.parameters() if p.requires_grad]
     norm = trainee.accelerator.clip_grad_norm_(parameters, max_grad_norm or torch.inf)
+    return torch.as_tensor(whole(norm), device=trainee.accelerator.device)
+
+
+def refuse_broken(accelerator: Accelerator, terms: Mapping[str, Tensor], step: int) -> None:
+    """Stop before the weights take in what is not finite.
+
+    Raises:
+        FloatingPointError: a term is not finite in one process, in every process; it and the step are named.
+    """
+    # What a term is made of is named before the whole. A scaler skips a step of broken gradients, with a smaller scale.
+    names = sorted(terms, key=lambda name: (name == "grad_norm", name == "loss", name))
+    names = [name for name in names if accelerator.scaler is None or name != "grad_norm"]
+    broken = torch.stack([terms[name].float().isfinite().logical_not() for name in names]).float()
+    for name, count in zip(names, accelerator.reduce(broken, "sum").tolist(), strict=True):
+        if count:
+            raise FloatingPointError(
+                f"{name} of step {step} is not finite: begin anew with a lower learning_rate or max_grad_norm; the last"
+                " state is kept"
+            )
+
+
+def update(trainee: Trainee) -> None:
+    """Change the weights by the gradients; a step that float16 skips moves neither schedule nor average."""
     trainee.optimizer.step()
     trainee.optimizer.zero_grad()
+    if trainee.accelerator.optimizer_step_was_skipped:
+        return
     trainee.schedule.step()
     if trainee.average is not None:
         trainee.average.update()
-    return torch.as_tensor(whole(norm), device=trainee.accelerator.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -61,8 +62,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, Mapping):
             raise OptionError(f"{where} is {value!r}, where names and values belong")
         return build(typing.cast("type[Any]", hint), value, f"{where}.")
-    if hint is float and isinstance(value, int | str) and not isinstance(value, bool):
-        value = _number(value)  # YAML 1.1 reads 1e-4 as a string
+    if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        value = _number(value, where)  # YAML 1.1 reads 1e-4 as a string
     if hint is type(None):
         hint = types.NoneType
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
@@ -70,11 +71,16 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
-def _number(value: int | str) -> float | str:
+def _number(value: float | str, where: str) -> float | str:
     try:
-        return float(value)
+        number = float(value)
     except ValueError:
         return str(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise OptionError(f"{where} is {number}, where a finite number belongs")
+    return number
 
 
 def _one_of(choices: Sequence[Any], value: Any, where: str) -> Any:
@@ -83,7 +89,7 @@ def _one_of(choices: Sequence[Any], value: Any, where: str) -> Any:
     others = [choice for choice in choices if choice is not types.NoneType]
     for exact in others:
         if isinstance(exact, type) and type(value) is exact:
-            return value
+            return _value(exact, value, where)
     return _value(others[-1], value, where)
 
 

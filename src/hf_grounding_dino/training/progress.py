@@ -73,11 +73,7 @@ class Progress:
         self.bar.update()
 
     def log(self, step: int, learning_rate: float) -> None:
-        """Write the means of all processes, show them, and begin anew.
-
-        Raises:
-            FloatingPointError: the loss is not finite.
-        """
+        """Write the means of all processes, show them, and begin anew."""
         now = time.perf_counter()
         line: dict[str, Any] = {"step": step, "learning_rate": learning_rate}
         names = sorted(self._sums)
@@ -89,8 +85,6 @@ class Progress:
         losses = {name.removeprefix("loss_"): f"{line[name]:.3f}" for name in SHOWN if name in line}
         self.bar.set_postfix({**losses, "lr": f"{learning_rate:.1e}", "GB": f"{line['memory_gb']:.1f}"})
         self._sums, self._count, self._since = {}, 0, now
-        if not torch.tensor(line["loss"]).isfinite():
-            raise FloatingPointError(f"the loss of step {step} is {line['loss']}: lower learning_rate or max_grad_norm")
 
     def write(self, line: Mapping[str, Any]) -> None:
         """One line of `metrics.jsonl`, and its numbers to the trackers."""

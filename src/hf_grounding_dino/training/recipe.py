@@ -117,11 +117,11 @@ class Recipe:
         for name in ("batch_size", "max_steps", "epochs", "pictures_at_once", "log_every", "save_every",
                      "evaluate_every", "pictures_every", "evaluate_pictures", "learning_rate"):  # fmt: skip
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:  # as NaN is not
                 raise OptionError(f"{name} is {value}: it must be more than 0")
         for name in ("backbone_multiplier", "text_multiplier", "weight_decay", "warmup_steps", "max_grad_norm",
                      "num_workers", "keep_checkpoints"):  # fmt: skip
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise OptionError(f"{name} is {getattr(self, name)}: it must not be negative")
         if not 0 <= self.interpolation <= 1:
             raise OptionError(f"interpolation is {self.interpolation}: it must be from 0 to 1")

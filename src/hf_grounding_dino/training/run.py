@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Collection, Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -13,7 +14,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, TorchDynamoPlugin, set_seed, str_to_bool
+from torch import Tensor
 
 from ..data.augmentation import Augmentation
 from ..data.collate import GroundingCollator
@@ -82,9 +84,10 @@ class Run:
         OptionError, DataError, ValueError: whatever can be known to be wrong before the first step.
     """
 
-    def __init__(self, recipe: Recipe, *, resume: bool = False) -> None:
+    def __init__(self, recipe: Recipe, folder: RunFolder, *, resume: bool = False) -> None:
         self.recipe = recipe
-        self.folder = RunFolder(Path(recipe.output_dir))
+        self.folder = folder
+        self.resumed = resume
         self._check_folder(resume)
         self.data = Data.of(recipe)
         start = load_start(recipe.model)
@@ -95,6 +98,8 @@ class Run:
         self.max_steps = recipe.max_steps or math.ceil((recipe.epochs or 0) * self.plan.steps_per_epoch)
         self.training_set = self._training_set()
         self.trainee, self.saved = self._trainee(start)
+        if self.accelerator.process_index:  # all begin with the same weights, and each has its own dropout
+            set_seed(recipe.seed, device_specific=True)
         self.collator = GroundingCollator(self.processor, resize=recipe.augmentation is None)
         self.best_step = 0
         self.step_scores: dict[int, float] = {}
@@ -104,8 +109,15 @@ class Run:
         self.first_step = 0
         if resume:
             self.first_step = self._go_on()
-        elif self.accelerator.is_main_process:
-            self.folder.trim_metrics(-1)  # of a run that was killed before it had a state
+
+    def claim(self) -> None:
+        """Take the folder for this run. The main process alone calls it, before it changes anything there.
+
+        Raises:
+            OptionError: another run is at work there, or was since the folder was looked at first.
+        """
+        self.folder.hold()
+        self._check_folder(self.resumed)
 
     def _check_folder(self, resume: bool) -> None:
         has_state = self.folder.newest_state() is not None
@@ -158,7 +170,6 @@ class Run:
         average = None
         if recipe.average_decay is not None:
             average = MovingAverage(accelerator.unwrap_model(model), recipe.average_decay)
-        accelerator.register_for_checkpointing(*([schedule] if average is None else [schedule, average]))
         trainee = Trainee(accelerator, model, optimizer, schedule, average, partial(train_mode, model))
         return trainee, saved
 
@@ -172,8 +183,15 @@ class Run:
             gamma=recipe.gamma,
         )
 
+    def _take_up(self, content: Mapping[str, Any], average: Mapping[str, Tensor]) -> None:
+        self.trainee.schedule.load_state_dict(content["schedule"])
+        if self.trainee.average is not None:
+            self.trainee.average.go_on(average, content["average_updates"])
+
     def _go_on(self) -> int:
-        step, content = self.folder.load_state(self.accelerator)
+        if self.accelerator.is_main_process:
+            self.claim()
+        step, content = self.folder.load_state(self.accelerator, self._take_up)
         self.best_step, self.before = content["best_step"], content["before"]
         self.step_scores = {int(at): score for at, score in content["step_scores"].items()}
         self.skipped = {where: Skipped(where, why) for where, why in content.get("skipped", ())}
@@ -185,20 +203,25 @@ class Run:
             if self.training_set.has_streams:
                 self.note += "; streams are divided anew"
         if self.accelerator.is_main_process:
-            self.folder.trim_metrics(step)
+            # With no step left to do, the last evaluation is made again.
+            self.folder.trim_metrics(step, evaluation=step < self.max_steps)
         return step
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:
-    on_cpu = not torch.accelerator.is_available()
-    if on_cpu and recipe.precision == "float16":
-        raise OptionError("precision is float16, which needs a GPU: choose bfloat16 or float32")
+    """As the recipe says, whatever a launcher has put into the environment beside the processes and their devices."""
+    if str_to_bool(os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "false")):
+        raise OptionError("a parallelism_config is not supported: launch without it, or shard with --use_fsdp")
     accelerator = Accelerator(
-        cpu=on_cpu,
+        cpu=not torch.accelerator.is_available(),
         mixed_precision=PRECISIONS[recipe.precision],
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        dynamo_plugin=TorchDynamoPlugin(backend="no"),
         log_with=list(recipe.trackers) or None,
         project_config=ProjectConfiguration(recipe.output_dir, logging_dir=str(Path(recipe.output_dir) / "trackers")),
     )
+    if accelerator.device.type == "cpu" and recipe.precision == "float16":
+        raise OptionError("precision is float16, which needs a GPU: choose bfloat16 or float32")
     usable = {str(getattr(tracker, "value", tracker)) for tracker in accelerator.log_with}
     for name in recipe.trackers:
         if name not in usable:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -17,22 +18,30 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import IO, Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import patch_environment
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.distributed import is_torchelastic_launched
 from torch.distributed.checkpoint.api import CheckpointException
 
+from ..whole_files import clear_unfinished, lock
+from .options import OptionError
+from .pickles import refuse_code
 from .sharding import is_sharded
 
 PARTIAL, OLD, DELETED = "partial", "old", "deleted"
-METRICS_FILE, STEP_FILE = "metrics.jsonl", "step.json"
+LOCK_FILE, PICTURES = ".lock", "pictures"
+METRICS_FILE, STEP_FILE, AVERAGE_FILE = "metrics.jsonl", "step.json", "average.safetensors"
 STATE_NAME = re.compile(r"(\d+)-step-\d+")
 STEP_NAME = re.compile(r"step-(\d+)")
 # What a full disk raises: torch and safetensors report it in their own ways.
 WriteErrors = (OSError, RuntimeError, SafetensorError)
+TakeUp = Callable[[Mapping[str, Any], Mapping[str, Tensor]], None]
 
 
 class StateError(Exception):
@@ -52,8 +61,8 @@ class RunFolder:
     """What a run leaves on the disk, which all processes share.
 
     path: holds `last/`, `best/` and `step-000500/` (models), `metrics.jsonl`, and `state/`, with the newest state in a
-        folder like `state/000003-step-001500/`: what `Accelerator.save_state` writes, and `step.json`, which says step
-        and number of processes.
+        folder like `state/000003-step-001500/`: what `Accelerator.save_state` writes, `average.safetensors`, and
+        `step.json`, which says step and number of processes. Nothing in it runs when it is read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,6 +70,30 @@ class RunFolder:
         self.path = path
         self.states = path / "state"
         self.metrics = path / METRICS_FILE
+        self._held: IO[bytes] | None = None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._held is not None:
+            self._held.close()
+
+    def hold(self) -> None:
+        """Keep other runs out until the `with` block ends, and undo what a kill left half done. For the main process.
+
+        Raises:
+            OptionError: another run is at work here.
+        """
+        if self._held is not None:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._held = (self.path / LOCK_FILE).open("ab", buffering=0)
+        if not lock(self._held):
+            raise OptionError(f"another run is at work in {self.path}: name another output_dir")
+        self.mend()
 
     # --- states --------------------------------------------------------------------------------------------------
 
@@ -76,13 +109,16 @@ class RunFolder:
         ]
         return [folder for _, folder in sorted((int(match[1]), folder) for match, folder in numbered if match)]
 
-    def save_state(self, accelerator: Accelerator, step: int, extra: Mapping[str, Any]) -> None:
+    def save_state(
+        self, accelerator: Accelerator, step: int, extra: Mapping[str, Any], average: Mapping[str, Tensor]
+    ) -> None:
         """Write the state after `step` optimizer steps in place of the last one. Every process calls it.
 
         A process killed at any instant leaves the last state or this one.
 
         Args:
             extra: what `load_state` gives back beside the step, as JSON holds it.
+            average: the moving average, whole; empty where there is none.
 
         Raises:
             StateError: it could not be written (the disk is full), in every process; the last state is kept.
@@ -100,6 +136,7 @@ class RunFolder:
 
         def finish() -> None:
             if main:
+                save_file(dict(average), partial / AVERAGE_FILE)
                 (partial / STEP_FILE).write_text(content)
                 _to_disk(partial)
                 before = self._complete_states()
@@ -124,10 +161,13 @@ class RunFolder:
             for folder in self.states.glob(name):
                 shutil.rmtree(folder)
 
-    def load_state(self, accelerator: Accelerator) -> tuple[int, dict[str, Any]]:
-        """Load the newest complete state into what the accelerator prepared and registered. Every process calls it.
+    def load_state(self, accelerator: Accelerator, take_up: TakeUp = lambda *_: None) -> tuple[int, dict[str, Any]]:
+        """Load the newest complete state into what the accelerator prepared. Every process calls it.
 
         Processes beyond the number that wrote the state keep the random numbers they have.
+
+        Args:
+            take_up: is given all of `step.json`, and the moving average.
 
         Returns:
             The step, and all of `step.json`: `step`, `world_size` (how many processes wrote it), `sharded` (whether
@@ -135,10 +175,8 @@ class RunFolder:
 
         Raises:
             FileNotFoundError: there is no state.
-            StateError: it does not belong to this model, this optimizer or these registered objects.
+            StateError: it does not belong to this model, this optimizer or whatever takes it up, or it holds code.
         """
-        if accelerator.is_main_process:
-            self.mend()
         accelerator.wait_for_everyone()
         folder = self.newest_state()
         if folder is None:
@@ -152,8 +190,11 @@ class RunFolder:
                 " launched, or train last/ in a new output_dir"
             )
         try:
-            _of_all_shards(accelerator.load_state, folder)
-        except (*WriteErrors, ValueError, LookupError) as error:
+            refuse_code(folder)
+            with patch_environment(torch_force_weights_only_load="1"):  # shards are read without, else
+                _of_all_shards(accelerator.load_state, folder)
+            take_up(content, load_file(folder / AVERAGE_FILE))
+        except (*WriteErrors, ValueError, LookupError, pickle.UnpicklingError) as error:
             raise StateError(f"The state in {folder} does not fit this run: {_reason(error)}") from error
         return content["step"], content
 
@@ -188,7 +229,9 @@ class RunFolder:
         shutil.rmtree(old, ignore_errors=True)
 
     def mend(self) -> None:
-        """Undo what a kill left half done to the models of the run. The main process alone calls it."""
+        """Undo what a kill left half done to models and files of the run. The main process alone calls it."""
+        clear_unfinished(self.path)
+        clear_unfinished(self.path / PICTURES)
         for kind in (PARTIAL, OLD):
             for folder in self.path.glob(f".*.{kind}"):
                 _mend(self.path / folder.name[1 : -len(kind) - 1])
@@ -214,12 +257,16 @@ class RunFolder:
 
     # --- metrics -------------------------------------------------------------------------------------------------
 
-    def trim_metrics(self, step: int) -> None:
-        """Drop lines of `metrics.jsonl` after `step`, and what is no whole line. The main process alone calls it."""
+    def trim_metrics(self, step: int, *, evaluation: bool = True) -> None:
+        """Drop lines of `metrics.jsonl` after `step`, and what is no whole line. The main process alone calls it.
+
+        Args:
+            evaluation: False to drop that of `step` itself, too.
+        """
         if not self.metrics.exists():
             return
         lines = self.metrics.read_text(errors="replace").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and _is_up_to(line, step)]
+        kept = [line for line in lines if line.endswith("\n") and _is_up_to(line, step, evaluation)]
         if len(kept) < len(lines):
             partial = _hidden(self.metrics, PARTIAL)
             partial.write_text("".join(kept))
@@ -232,9 +279,10 @@ class RunFolder:
         return StateError(f"{what} could not be written to {where} ({free:.0f} MiB free there): {_reason(error)}")
 
 
-def _is_up_to(line: str, step: int) -> bool:
+def _is_up_to(line: str, step: int, evaluation: bool) -> bool:
     try:
-        return bool(json.loads(line)["step"] <= step)
+        content = json.loads(line)
+        return bool(content["step"] < step or (content["step"] == step and (evaluation or "evaluation" not in content)))
     except (ValueError, LookupError, TypeError):
         return False
 
