@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple, Protocol
 from PIL import Image, UnidentifiedImageError
 
 from ..drawing import Detection, certainty, draw_detections, scaled
+from ..image_files import open_image
 from ..image_processing_grounding_dino import read_images
 
 Kind = Literal["Labels", "Sentence"]
@@ -132,13 +133,13 @@ def read_upload(path: str) -> Image.Image:
         ValueError: it is not a picture, is damaged, or has more than `MOST_PIXELS`.
     """
     try:
-        with Image.open(path) as picture:
+        with open_image(path) as picture:
             width, height = picture.size
     except Image.DecompressionBombError:
         raise ValueError(f"This picture has far more than {MOST_PIXELS:,} pixels: make it smaller.") from None
     except UnidentifiedImageError:
         raise ValueError("This file is not a picture that can be read: use PNG, JPEG or WebP.") from None
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # damaged files lead decoders to errors of every kind
         raise ValueError("This picture is damaged.") from error
     if width * height > MOST_PIXELS:
         raise ValueError(f"This picture has {width:,} x {height:,} pixels: more than {MOST_PIXELS:,}, make it smaller.")
