@@ -20,6 +20,7 @@ from tqdm import tqdm
 from ..data.pictures import open_picture
 from ..data.records import DataError
 from ..loading import model_fingerprint
+from ..memory import in_batches
 from ..modeling_grounding_dino import GroundingDinoForObjectDetection
 from ..processing_grounding_dino import GroundingDinoProcessor
 from .askers import nothing_found
@@ -264,22 +265,14 @@ def _ask_all(asked: _Asked, own: Sequence[int], batch_size: int, num_workers: in
 
 def _ask(asked: _Asked, batch: Sequence[_Ready], batch_size: int) -> int:
     """Ask a batch; gives the batch size that there is memory for."""
-    rows, size = list(batch), batch_size
-    while rows:
-        some = rows[:size]
-        try:
-            images = [ready.image for ready in some if ready.image is not None]
-            found = asked.task.ask(asked.model, asked.processor, images, [ready.case for ready in some])
-        except torch.OutOfMemoryError:
-            if len(some) == 1:
-                raise
-            size = len(some) // 2
-            torch.cuda.empty_cache()
-            continue
+
+    def run(some: Sequence[_Ready]) -> None:
+        images = [ready.image for ready in some if ready.image is not None]
+        found = asked.task.ask(asked.model, asked.processor, images, [ready.case for ready in some])
         for ready, answer in zip(some, found, strict=True):
             asked.writer.add(ready.case.case_id, answer)
-        rows = rows[len(some) :]
-    return size
+
+    return in_batches(batch, run, batch_size)
 
 
 def _opened(task: Task, indices: Sequence[int], num_workers: int, batch_size: int) -> Iterator[_Ready]:
