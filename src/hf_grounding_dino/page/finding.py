@@ -9,6 +9,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -27,6 +28,11 @@ FLOOR = 0.05
 LONGEST_WORDS = 2000
 MOST_PIXELS = 64_000_000
 LARGEST_SHOWN_SIDE = 1600
+MOST_KEPT = 1000
+"""Detections of a picture, the best."""
+
+_LOSSLESS_PIXELS = 500 * 500  # of more, PNG takes megabytes
+_JPEG_QUALITY = 85
 
 Words = str | tuple[str, ...]
 """A sentence, or labels."""
@@ -59,17 +65,17 @@ class Question(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """All that was found for a question, over `FLOOR`.
+    """What was found for a question, over `FLOOR`; at most 2.5 MB, as it is kept for each visitor.
 
     name: of the picture, without its suffix.
-    picture: as it is shown, no side longer than `LARGEST_SHOWN_SIDE`.
+    picture: as it is shown, no side longer than `LARGEST_SHOWN_SIDE`; PNG or JPEG.
     scale: of the shown picture, in (0, 1] of the picture itself.
     detections: best first, with boxes in pixels of the picture itself.
     """
 
     question: Question
     name: str
-    picture: Image.Image
+    picture: bytes
     scale: float
     detections: tuple[Detection, ...]
 
@@ -101,7 +107,14 @@ def find(finder: Finder, path: str | None, words: Words, earlier: Answer | None 
     if scale < 1:
         width, height = (max(1, round(side * scale)) for side in picture.size)
         picture = picture.resize((width, height), Image.Resampling.LANCZOS)
-    return Answer(question, Path(path).stem or "picture", picture, scale, tuple(found))
+    return Answer(question, Path(path).stem or "picture", _encoded(picture), scale, tuple(found[:MOST_KEPT]))
+
+
+def _encoded(picture: Image.Image) -> bytes:
+    file = BytesIO()
+    small = picture.width * picture.height <= _LOSSLESS_PIXELS
+    picture.save(file, "PNG" if small else "JPEG", quality=_JPEG_QUALITY)
+    return file.getvalue()
 
 
 def words_of(kind: Kind, text: str) -> Words:
@@ -165,7 +178,8 @@ def drawn(answer: Answer, threshold: float) -> Image.Image:
     """
     words = answer.question.words
     labels = sorted({detection["label"] for detection in answer.detections}) if isinstance(words, str) else words
-    return draw_detections(answer.picture, [scaled(one, answer.scale) for one in above(answer, threshold)], labels)
+    with open_image(answer.picture) as picture:
+        return draw_detections(picture, [scaled(one, answer.scale) for one in above(answer, threshold)], labels)
 
 
 def table_rows(answer: Answer, threshold: float) -> list[list[str]]:
