@@ -140,6 +140,11 @@ def test_whatever_is_raised_by_a_head_is_one_line(door: str, tmp_path: Path, mon
 # --- URLs --------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     with odd_server(encoded("PNG")) as (address, _):

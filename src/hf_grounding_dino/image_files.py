@@ -22,7 +22,19 @@ from urllib.parse import urljoin
 
 from PIL import Image
 
-IMAGE_FORMATS: Final = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
+IMAGE_FORMATS: Final[tuple[str, ...]] = (
+    "JPEG",
+    "MPO",
+    "PNG",
+    "WEBP",
+    "BMP",
+    "GIF",
+    "TIFF",
+    "PPM",
+    "JPEG2000",
+    "AVIF",
+    "HEIF",
+)
 """As Pillow calls them; those that it has no decoder for are passed over."""
 
 URL_SCHEMES: Final = ("http://", "https://")
@@ -45,7 +57,7 @@ def open_image(source: str | Path | bytes | IO[bytes]) -> Image.Image:
         PIL.UnidentifiedImageError: it has not.
         Exception: whatever the decoders raise on damaged files.
     """
-    Image.init()
+    Image.init()  # loads all decoders; once
     formats = [name for name in IMAGE_FORMATS if name in Image.OPEN]
     return Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
 
