@@ -316,6 +316,8 @@ EVIL_ANSWERS: dict[str, dict[str, Any]] = {
     "no size": {"size": [9]},
     "another place": {"index": 9},
     "no index": {"index": None},
+    "a number of 400 digits": {"scores": [10**400]},
+    "no character": {"name": "\ud800.png", "problem": "bad"},
 }
 
 

@@ -66,11 +66,11 @@ def from_line(line: bytes) -> LabelledPicture:
     Raises:
         ValueError: it is cut off, or another thing.
     """
-    content: Any = json.loads(line)
     try:
+        content: Any = json.loads(line)
         answer = LabelledPicture(**{**content, "size": tuple(content.get("size", (0, 0)))})
         _check(answer)
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(str(error)) from error
     return answer
 
