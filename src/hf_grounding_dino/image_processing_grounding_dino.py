@@ -6,16 +6,13 @@ naming the picture that cannot be read, and in keeping boxes relative to the pic
 
 from __future__ import annotations
 
-import binascii
 import copy
 import math
 import os
-import struct
 import urllib.request
-import zlib
 from base64 import b64decode
 from collections.abc import Iterator
-from io import BytesIO, IOBase
+from io import IOBase
 from pathlib import Path
 from typing import IO, Any, Literal, cast, get_args
 
@@ -23,7 +20,7 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from transformers import BatchFeature
@@ -37,17 +34,13 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs
 
+from .image_files import URL_SCHEMES, fetch, open_image
+
 ResizeRule = Literal["transformers", "original"]
 Size = tuple[int, int]
 
 _OWN_OPTIONS = ("resize_rule", "size_divisor")
 _EXIF_ORIENTATION = 0x0112
-_URL_TIMEOUT_SECONDS = 30
-# What the decoders of PIL raise on damaged files, beside OSError.
-_DECODING_ERRORS = (
-    OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError,
-    struct.error, zlib.error, Image.DecompressionBombError,
-)  # fmt: skip
 _CLEAR_ERRORS = (OSError, ValueError, Image.DecompressionBombError)
 
 
@@ -72,7 +65,7 @@ def read_images(
             with one dimension more), a path, a URL, an open file, the bytes of one, or a list of any of these.
         input_data_format: where the channels of arrays and tensors stand; guessed from the shape by default.
         first: the number of the first picture, for messages.
-        timeout: how long a URL may keep silent, in seconds; 30 by default.
+        timeout: what a URL may take in all, in seconds; 60 by default.
 
     Raises:
         ValueError: a picture cannot be read; the message has its position in the list and, where known, its name.
@@ -80,14 +73,18 @@ def read_images(
     pictures = []
     for i, image in enumerate(flat_images(images), first):
         try:
-            pictures.append(_read_image(image, input_data_format, timeout or _URL_TIMEOUT_SECONDS))
-        except _DECODING_ERRORS as error:
+            pictures.append(_read_image(image, input_data_format, timeout))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # damaged files lead decoders to errors of every kind, MemoryError too
             raise ValueError(f"Image {i}{_name(image)} cannot be read: {why_unreadable(error)}") from error
     return pictures
 
 
 def why_unreadable(error: Exception) -> str:
     """What a decoder has raised, in words: what only its author understands is called damage."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for its pixels"
     text = " ".join(str(error).split()) or type(error).__name__
     return text if isinstance(error, _CLEAR_ERRORS) else f"it is damaged ({text})"
 
@@ -113,7 +110,7 @@ def _name(image: Any) -> str:
     return f" ({text if len(text) <= 200 else text[:60] + '...'})" if text else ""
 
 
-def _read_image(image: Any, input_data_format: str | ChannelDimension | None, timeout: float) -> Tensor:
+def _read_image(image: Any, input_data_format: str | ChannelDimension | None, timeout: float | None) -> Tensor:
     if isinstance(image, (str, Path, bytes, IOBase)):
         with _open(image, timeout) as opened:
             return _from_pil(upright(opened))
@@ -124,18 +121,19 @@ def _read_image(image: Any, input_data_format: str | ChannelDimension | None, ti
     raise ValueError(f"{type(image).__name__} is not an image, an array, a tensor, a path or a URL.")
 
 
-def _open(source: str | Path | bytes | IOBase, timeout: float) -> Image.Image:
+def _open(source: str | Path | bytes | IOBase, timeout: float | None) -> Image.Image:
     if isinstance(source, (bytes, IOBase)):
-        return Image.open(BytesIO(source) if isinstance(source, bytes) else cast(IO[bytes], source))
-    if isinstance(source, str) and source.startswith(("http://", "https://", "data:")):
-        request = urllib.request.Request(source, headers={"User-Agent": "hf-grounding-dino"})
-        with urllib.request.urlopen(request, timeout=timeout) as response:
-            return Image.open(BytesIO(response.read()))
+        return open_image(cast(bytes | IO[bytes], source))
+    if isinstance(source, str) and source.startswith(URL_SCHEMES):
+        return open_image(fetch(source, timeout))
+    if isinstance(source, str) and source.startswith("data:"):
+        with urllib.request.urlopen(source) as response:
+            return open_image(response.read())
     if os.path.exists(source):
-        return Image.open(source)
+        return open_image(source)
     try:
-        return Image.open(BytesIO(b64decode(str(source), validate=True)))
-    except (binascii.Error, ValueError, UnidentifiedImageError):
+        return open_image(b64decode(str(source), validate=True))
+    except Exception:  # of the decoders too, which read what only looks like one of their files
         raise ValueError("there is no such file, and it is not a URL.") from None
 
 

@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import hf_grounding_dino
@@ -300,6 +302,75 @@ def test_a_damaged_journal_is_named(tmp_path: Path) -> None:
     journal.write_bytes(lines[0] + b'{"index": 1, \n' + b"".join(lines[2:]))
     with pytest.raises(AnnotationError, match=r"shard-1-of-1\.jsonl, line 2: damaged"):
         label(source, tmp_path / "out")
+
+
+EVIL_ANSWERS: dict[str, dict[str, Any]] = {
+    "up": {"name": "../../../outside"},
+    "absolute": {"name": "/tmp/outside"},
+    "renamed": {"name": "one/other.png"},
+    "no text": {"name": ["one/000.png"]},
+    "no label": {"labels": [7]},
+    "before the first": {"labels": [-1]},
+    "no number": {"boxes": [["1", 2, 3, 4]]},
+    "three sides": {"boxes": [[1, 2, 3]]},
+    "no size": {"size": [9]},
+    "another place": {"index": 9},
+    "no index": {"index": None},
+    "a number of 400 digits": {"scores": [10**400]},
+    "no character": {"name": "\ud800.png", "problem": "bad"},
+}
+
+
+@pytest.mark.parametrize("format", ["coco", "yolo", "voc", "labelme", "odvg", "label-studio"])
+@pytest.mark.parametrize("change", EVIL_ANSWERS.values(), ids=EVIL_ANSWERS)
+def test_a_journal_of_others_is_not_trusted(tmp_path: Path, format: str, change: dict[str, Any]) -> None:
+    """One of 4 answers was changed by hand: merging says so, and writes nothing at all, in its folder or outside."""
+    output = tmp_path / "deep" / "er" / "out"
+    label(folder_of(tmp_path / "in", 4), output, format)
+    journal = output / WORK_FOLDER / "shard-1-of-1.jsonl"
+    answers = [json.loads(line) for line in journal.read_text().splitlines()]
+    answers[1] |= {"boxes": [[1, 2, 8, 5]], "labels": [0], "scores": [0.5], **change}
+    journal.write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(AnnotationError, match=r"^[^\n]+(journals|damaged|not done yet)"):
+        merge(output)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert not Path("/tmp/outside.xml").exists()
+
+
+class Cramped(FakeFinder):
+    """Has memory for so many pictures at a time."""
+
+    def __init__(self, room: int, error: Exception) -> None:
+        super().__init__()
+        self.room, self.error = room, error
+
+    def find(self, pictures: Sequence[Prepared]) -> list[Found]:
+        if len(pictures) > self.room:
+            raise self.error
+        return super().find(pictures)
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_memory_is_made_do_with(tmp_path: Path, error: Exception) -> None:
+    """Of 10 pictures in batches of 4, 4 and 2, with room for 2: five batches of 2, and the files are whole."""
+    finder = Cramped(2, error)
+    assert label(folder_of(tmp_path / "in", 10), tmp_path / "out", finder=finder).written
+    assert finder.found == [2] * 5
+    with pytest.raises(AnnotationError, match="no memory for one picture at a time; what is done is kept"):
+        label(folder_of(tmp_path / "in", 10), tmp_path / "none", finder=Cramped(0, error))
+
+
+def test_an_error_that_is_not_of_memory_is_not_tried_again(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="broken"):
+        label(folder_of(tmp_path / "in", 10), tmp_path / "out", finder=Cramped(2, RuntimeError("broken")))
 
 
 def test_the_windows_hold_each_picture_once() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from annotation.fake_annotation import label
 from hf_grounding_dino.annotation.answers import AnnotationError
 from hf_grounding_dino.annotation.files import name_problem
 from hf_grounding_dino.annotation.sources import FileSource, TableSource, TarSource, open_table
-from hf_grounding_dino.data.pictures import open_picture
+from hf_grounding_dino.data.pictures import open_picture, remote_content
+from odd_server import odd_server
 
 EVIL = ["../../x.jpg", "/x.jpg", "a/../../x.jpg", "..\\x.jpg", "C:\\x.jpg", ".annotate/run.jpg", "a\nb.jpg"]
 
@@ -101,11 +103,99 @@ def test_a_folder_by_datasets(tmp_path: Path) -> None:
         (tmp_path / "in" / name).parent.mkdir(parents=True)
         (tmp_path / "in" / name).write_bytes(png(red))
     paths = [str(path) for path in sorted((tmp_path / "in").rglob("*.png"))]
-    source = TableSource.of(datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image()))
+    typed = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image())
+    source = TableSource.of(typed, where=tmp_path / "in")
     assert reds(source) == {"cat/x.png": 0, "dog/x.png": 1}
     assert source.root == tmp_path / "in"
     with pytest.raises(AnnotationError, match="cannot be loaded"):
         open_table(str(tmp_path / "none"))
+
+
+def test_a_member_that_claims_8_tib_costs_a_line(tmp_path: Path) -> None:
+    """A sparse file of 8 TiB takes no room in a tar: its header alone says how large it is."""
+    shard = tar(tmp_path / "s.tar", {"a.png": png(1), "b.png": png(2), "c.png": png(3)})
+    content = bytearray(shard.read_bytes())
+    head = content[1024:1536]  # of b.png; that of a sparse file has another type, a map, and the size when unpacked
+    assert head.startswith(b"b.png")
+    head[156:157] = tarfile.GNUTYPE_SPARSE
+    head[257:265] = b"ustar  \0"
+    head[345:500] = bytes(155)
+    head[386:410] = b"%011o\0" % 0 + b"%011o\0" % 0
+    head[483:495] = b"\x80" + (2**43).to_bytes(11, "big")
+    head[148:156] = b" " * 8
+    head[148:156] = b"%06o\0 " % sum(head)
+    content[1024:1536] = head
+    shard.write_bytes(content)
+    source = TarSource.of([shard])
+    assert list(source.names) == ["s/a.png", "s/b.png", "s/c.png"]
+    summary = label(source, tmp_path / "out")
+    assert summary.written and [name for name, _ in summary.problems] == ["s/b.png"]
+    assert "8,796,093,022,208 bytes" in summary.problems[0][1]
+
+
+# --- rows that name what lies elsewhere --------------------------------------------------------------------------
+
+
+def rows_of(column: str, *values: str) -> datasets.Dataset:
+    rows = datasets.Dataset.from_dict({"image": list(values)})
+    return rows.cast_column("image", datasets.Image()) if column == "typed" else rows
+
+
+@pytest.mark.parametrize("column", ["typed", "text"])
+@pytest.mark.parametrize(
+    "elsewhere", ["{here}/private.png", "{here}/in/../private.png", "private.png", "file://{here}/private.png"]
+)
+def test_rows_may_not_name_files_elsewhere(
+    column: str, elsewhere: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One row of three does: it costs a line, and the names of the others stay as they are without it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in/sub").mkdir(parents=True)
+    for red, name in enumerate(("in/a.png", "in/sub/b.png", "private.png")):
+        (tmp_path / name).write_bytes(png(red))
+    odd = elsewhere.format(here=tmp_path)
+    table = rows_of(column, "in/a.png", odd, str(tmp_path / "in/sub/b.png"))
+    source = TableSource.of(table, "image", where=tmp_path / "in")
+    summary = label(source, tmp_path / "out")
+    assert (summary.done, len(summary.problems)) == (3, 1)
+    if "://" not in odd:
+        images = json.loads((tmp_path / "out/annotations.json").read_text())["images"]
+        assert [image["file_name"] for image in images] == ["a.png", "sub/b.png"]
+    allowed = TableSource.of(table, "image", where=tmp_path / "in", allow_local=True)
+    assert not label(allowed, tmp_path / "all").problems
+    assert sorted(reds(allowed).values()) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("column", ["typed", "text"])
+def test_rows_may_not_name_urls_of_the_local_network(column: str, tmp_path: Path) -> None:
+    """Nothing is asked of the server; allowed, it is read, though it knows no ranges, and bad answers are lines."""
+    (tmp_path / "a.png").write_bytes(png(7))
+    with odd_server(png(7)) as (address, asked):
+        names = ["cut", "no_such", "text", "whole"]
+        table = rows_of(column, str(tmp_path / "a.png"), *(f"{address}/{name}.png" for name in names))
+        summary = label(TableSource.of(table, "image", where=tmp_path), tmp_path / "out")
+        assert (summary.written, len(summary.problems), asked) == (True, 4, [])
+        assert all("local network" in reason for _, reason in summary.problems)
+        summary = label(TableSource.of(table, "image", where=tmp_path, allow_local=True), tmp_path / "all")
+        assert (summary.written, len(summary.problems), sorted(set(asked))) == (True, 3, names)
+
+
+def test_what_lies_on_the_hub_may_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in archives there; but by no chain of protocols that reads files of this machine."""
+    opened: list[str] = []
+
+    def fake(address: str, mode: str) -> io.BytesIO:
+        opened.append(address)
+        return io.BytesIO(png(1))
+
+    monkeypatch.setattr("fsspec.open", fake)
+    good = ["hf://datasets/a/b/x.png", "zip://x.png::hf://datasets/a/b/x.zip"]
+    assert [remote_content(address) for address in good] == [png(1)] * 2
+    bad = ["file:///etc/x.png", "file://x.png::hf://a", "zip://x.png::/etc/x.zip", "s3://a/x.png", "ftp://a/x.png"]
+    for address in [*bad, "reference://x::hf://a/b", "zip://x.png::http://127.0.0.1/x.zip"]:
+        with pytest.raises(ValueError, match="not allowed here"):
+            remote_content(address)
+    assert opened == good
 
 
 @pytest.mark.parametrize("name", EVIL)

@@ -33,6 +33,7 @@ from hf_grounding_dino.image_processing_grounding_dino import GroundingDinoImage
 from hf_grounding_dino.processing_grounding_dino import GroundingDinoProcessor
 from hf_grounding_dino.thresholds import Thresholds
 from hf_grounding_dino.vocabulary import detect
+from odd_server import odd_server
 from tiny import tiny_model
 
 SOURCE = Path(hf_grounding_dino.__file__).parent
@@ -172,6 +173,21 @@ def test_a_data_set(model: Path, here: Path) -> None:
     assert annotate(model, "--dataset", "set", "--format", "odvg") == 0
     lines = [json.loads(line) for line in Path("out/annotations.jsonl").read_text().splitlines()]
     assert [line["filename"] for line in lines] == ["x.png", "z.jpg"]  # saving keeps no folders
+
+
+@pytest.mark.parametrize("flags", [[], ["--allow-local"]])
+def test_rows_that_name_what_lies_elsewhere(
+    flags: list[str], model: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A list of a file beside it, one elsewhere, and a server of this machine: the flag alone lets in the last two."""
+    picture(here / "private/photo.png", 9)
+    with odd_server(Path("private/photo.png").read_bytes()) as (address, asked):
+        names = [str(here / "in/z.jpg"), str(here / "private/photo.png"), f"{address}/whole.png"]
+        Path("in/rows.jsonl").write_text("".join(json.dumps({"image": name}) + "\n" for name in names))
+        assert annotate(model, "--dataset", "in/rows.jsonl", "--column", "image", *flags) == (0 if flags else 1)
+        assert bool(asked) == bool(flags)
+    problems = [line.removeprefix(f"{PROGRAM}: ") for line in capsys.readouterr().err.splitlines() if PROGRAM in line]
+    assert [line.partition(": ")[0] for line in problems] == ([] if flags else ["00000001.jpg", "00000002.jpg"])
 
 
 def test_bad_pictures(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:

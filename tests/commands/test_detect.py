@@ -35,6 +35,7 @@ from hf_grounding_dino.data.tokenizer import build_tokenizer
 from hf_grounding_dino.image_processing_grounding_dino import GroundingDinoImageProcessor
 from hf_grounding_dino.processing_grounding_dino import GroundingDinoProcessor
 from hf_grounding_dino.thresholds import Thresholds
+from odd_server import odd_server, png_head
 from tiny import FAMILIES, tiny_model
 
 SOURCE = Path(hf_grounding_dino.__file__).parent
@@ -187,6 +188,26 @@ def test_url(model: Path, here: Path, server: str, capsys: pytest.CaptureFixture
     assert capsys.readouterr().err == ""
     assert detect(model, f"{server}/none.png") == 2
     assert "404" in one_line(capsys)
+
+
+def test_odd_images_and_urls_cost_a_line_each(
+    model: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that promises 170,000,000 pixels in 58 bytes, an EPS that is called PNG, and three bad URLs, of nine."""
+    monkeypatch.setenv("no_proxy", "*")
+    good = picture(here / "in/good.png")
+    (here / "in/large.png").write_bytes(png_head(170_000_000, 1))
+    Image.new("RGB", (9, 9)).save(here / "in/script.png", "EPS")
+    with odd_server(good.read_bytes()) as (address, _):
+        urls = [f"{address}/{name}.png" for name in ("whole", "chunked", "cut", "huge_length", "no_http", "moved")]
+        assert detect(model, "in", *urls) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith(PROGRAM)]
+    assert len(lines) == 5
+    for line, name in zip(lines, ("large.png", "script.png", "cut.png", "huge_length.png", "no_http.png"), strict=True):
+        assert f"/{name}: " in line
+    assert written() == sorted(
+        f"{name}.{kind}" for name in ("good", "whole", "chunked", "moved") for kind in ("json", "png")
+    )
 
 
 def test_no_network(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -223,11 +224,57 @@ def test_a_run_goes_on_and_is_scored_again(
         assert evaluate("--annotations", mine, "--predictions", given, "--output", again) == 0
         assert metrics(again)["metrics"] == metrics(whole)["metrics"]
         assert metrics(again)["protocol"] == metrics(whole)["protocol"]
-    assert evaluate("--annotations", mine, "--predictions", whole, "--output", again, "--limit", 1) == 0
-    assert metrics(again)["metrics"] == first
+    limited = tmp_path / "limited"
+    assert evaluate("--annotations", mine, "--predictions", whole, "--output", limited, "--limit", 1) == 0
+    assert metrics(limited)["metrics"] == first
     assert len(loaded) == 3, "predictions need no model"
+    (parts / "metrics.json").unlink()
     assert evaluate(*own, "--output", parts, "--limit", 1) == 0
     assert metrics(parts)["metrics"] == first and metrics(parts)["speed"]["pictures_per_second"] is None
+
+
+@pytest.mark.parametrize("name", ["mine", "refcoco"])
+def test_a_part_never_replaces_the_report_of_the_whole(
+    name: str,
+    mine: Path,
+    roots: Any,
+    model: Path,
+    tmp_path: Path,
+    loaded: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A limited report is replaced by another one and by a full one, which no limited run replaces."""
+    report = tmp_path / "report"
+    data = ("--annotations", mine) if name == "mine" else (name, "--data", roots(name))
+    own = (*data, "--model", model, "--output", report)
+    pages = {}
+    for limit in (1, 2, None):
+        assert evaluate(*own, *([] if limit is None else ["--limit", limit])) == 0
+        pages[limit] = (report / "index.html").read_text()
+    assert "the first 1 cases" in pages[1] and "the first 2 cases" in pages[2] and "the first" not in pages[None]
+    before, asked = {path: path.read_bytes() for path in report.rglob("*.*")}, len(loaded)
+    capsys.readouterr()
+    assert evaluate(*own, "--limit", 1) == 2
+    assert "the report of all cases is there: give another --output with --limit" in one_line(capsys)
+    assert {path: path.read_bytes() for path in report.rglob("*.*")} == before and len(loaded) == asked
+    assert evaluate(*own, "--limit", 1000) == 0, "these are all cases"
+
+
+def test_nothing_to_measure_is_no_number(
+    mine: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """COCO has -1 for an AP of no boxes, and so has metrics.json; people read that there is none."""
+    document = json.loads(mine.read_text())
+    for box in document["annotations"]:
+        box["area"] = 10  # all of them small
+    mine.write_text(json.dumps(document))
+    report = tmp_path / "report"
+    assert evaluate("--annotations", mine, "--model", model, "--output", report) == 0
+    assert metrics(report)["metrics"]["APl"] == -1
+    printed = capsys.readouterr().out
+    assert re.search(r"^  APl +n/a$", printed, re.MULTILINE) and " -1" not in printed
+    page = re.sub(r"<(script|style).*?</\1>|<[^>]+>", " ", (report / "index.html").read_text(), flags=re.DOTALL)
+    assert "\u2013" in page and not re.search(r"[-\u2212]1(00)?\.0", page)
 
 
 def test_what_another_model_or_protocol_has_answered_is_refused(

@@ -123,6 +123,19 @@ def test_unreadable_pictures_are_listed(tmp_path: Path) -> None:
     assert store.done() == {1, 2}
 
 
+@pytest.mark.parametrize("ranks", [(0, 1), (1, 0)])
+def test_what_was_read_later_counts_whichever_file_comes_first(tmp_path: Path, ranks: tuple[int, int]) -> None:
+    store = PredictionStore(tmp_path)
+    store.begin({})
+    for rank, given, reason in zip(ranks, (answer(0, 0), answer(1)), ("it is not a picture", None), strict=True):
+        with store.writer(rank) as writer:
+            writer.add(2, given, reason)
+    assert store.unreadable() == []
+    ((case_id, found),) = store.answers()
+    assert case_id == 2
+    assert_same(found, answer(1))
+
+
 @pytest.mark.parametrize(
     ("now", "message"),
     [

@@ -153,7 +153,29 @@ def test_unreadable_pictures_are_counted(data: Path, model: Any, processor: Any,
     assert run.unreadable[0].reason == "it is not a picture"
     assert ask.batches == [2, 1] and not set(gone) & set(ask.seen)
     assert score(task, store).answered == 5
+    files = sorted(store.folder.iterdir())
     assert predict(task, model, processor, store, progress=False).unreadable == run.unreadable
+    assert sorted(store.folder.iterdir()) == files, "what is known is not written again"
+
+
+def test_unreadable_pictures_are_tried_again(data: Path, model: Any, processor: Any, tmp_path: Path) -> None:
+    """One of five is cut off, then is back: it alone is asked, and the numbers are those of a run that had it."""
+    truth = read_truth(data, data.parent / "images")
+    broken = tmp_path / "pictures"
+    broken.mkdir()
+    for i, name in enumerate(truth.files):
+        (broken / name).write_bytes(truth.image(i).read_bytes()[: 40 if i == 1 else None])
+    ask = Perfect()
+    task, store = task_of(data, broken, ask=ask), PredictionStore(tmp_path / "store")
+    predict(task, model, processor, store, progress=False)
+    part = score(task, store).numbers
+    (broken / truth.files[1]).write_bytes(truth.image(1).read_bytes())
+    run = predict(task, model, processor, store, progress=False)
+    assert run.unreadable == () and run.asked == 1 and ask.seen[4:] == [truth.image_ids[1]]
+    whole = PredictionStore(tmp_path / "whole")
+    predict(task_of(data, ask=Perfect()), model, processor, whole, progress=False)
+    assert_same(stored(store.folder), stored(whole.folder))
+    assert part["AP50"] < score(task, store).numbers["AP50"] == score(task, whole).numbers["AP50"] == 1
 
 
 def test_another_model_is_refused(data: Path, model: Any, processor: Any, tmp_path: Path) -> None:

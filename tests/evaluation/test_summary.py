@@ -48,6 +48,13 @@ def read(page: Path) -> Cells:
     return cells
 
 
+def test_a_part_is_called_a_part(tmp_path: Path) -> None:
+    for limit in ("", "the first 3 cases"):
+        write_summary(tmp_path, "Two", NUMBERS, {}, limit=limit)
+        assert ("Of each set the first 3 cases." in (tmp_path / "index.html").read_text()) == bool(limit)
+        assert json.loads((tmp_path / "metrics.json").read_text()).get("limit", "") == limit
+
+
 def test_each_set_has_a_row_and_headline_columns(tmp_path: Path) -> None:
     """0.25 is 25.0, -1 and what is no number are a dash, what a set lacks is empty; size and recall are left out."""
     write_summary(tmp_path, "Two & more", NUMBERS, {"AP": 0.5}, [Published("a paper", "AP", 0.484, "zero-shot")])

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
-import struct
-import zlib
+import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from hf_grounding_dino.assets import DEMO_LABELS, DEMO_PICTURE
 from hf_grounding_dino.commands.detect import load_detector
-from hf_grounding_dino.drawing import draw_detections
+from hf_grounding_dino.drawing import Detection, draw_detections
 from hf_grounding_dino.page.finding import (
     FLOOR,
     LARGEST_SHOWN_SIDE,
     LONGEST_WORDS,
+    MOST_KEPT,
+    Answer,
     above,
     as_json,
     drawn,
@@ -25,7 +29,49 @@ from hf_grounding_dino.page.finding import (
     table_rows,
     words_of,
 )
+from odd_server import png_head
 from page.fake_finder import SCORES, CountingFinder, picture
+
+
+def kept_picture(answer: Answer) -> Image.Image:
+    return Image.open(io.BytesIO(answer.picture))
+
+
+class Prolific(CountingFinder):
+    """Finds the same ten thousand times."""
+
+    def detect(self, image: Image.Image, **options: Any) -> list[Detection]:
+        return super().detect(image, **options) * 2500
+
+
+def test_what_is_kept_of_a_visitor_is_little(tmp_path: Path) -> None:
+    """Noise, which no encoder makes small, in the largest picture that is shown, and 10,000 boxes: 2.5 MB."""
+    noise = np.random.default_rng(0).integers(0, 256, (LARGEST_SHOWN_SIDE, LARGEST_SHOWN_SIDE, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.bmp")
+    answer = find(Prolific(), str(tmp_path / "noise.bmp"), ("x" * LONGEST_WORDS,))
+    assert len(answer.detections) == MOST_KEPT
+    assert memory_of(answer) < 2.5e6
+
+
+def memory_of(*values: Any) -> int:
+    """Of all objects in these, each counted once: a label is one string, however often it is found."""
+    parts: dict[int, Any] = {}
+    waiting = list(values)
+    while waiting:
+        value = waiting.pop()
+        if id(value) not in parts:
+            parts[id(value)] = value
+            waiting += (
+                [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, tuple) else []
+            )
+    return sum(map(sys.getsizeof, parts.values()))
+
+
+def test_a_small_picture_is_kept_as_it_is(tmp_path: Path) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8))
+    noise.save(tmp_path / "a.png")
+    answer = find(CountingFinder(), str(tmp_path / "a.png"), ("cat",))
+    assert np.array_equal(np.asarray(kept_picture(answer)), np.asarray(noise))
 
 
 def test_the_model_runs_once_for_a_picture_and_words(tmp_path: Path) -> None:
@@ -50,7 +96,7 @@ def test_a_threshold_keeps_what_scores_above_it(tmp_path: Path, threshold: float
     assert json.loads(as_json(answer, threshold)) == above(answer, threshold)
     rows = [["cat", "0.90", "0, 5, 10, 15"], ["dog", "0.50", "20, 5, 30, 15"], ["cat", "0.30", "40, 5, 50, 15"]]
     assert table_rows(answer, threshold)[:3] == rows[:kept]
-    drawing = draw_detections(answer.picture, list(answer.detections[:kept]), ("cat", "dog"))
+    drawing = draw_detections(kept_picture(answer), list(answer.detections[:kept]), ("cat", "dog"))
     assert drawn(answer, threshold).tobytes() == drawing.tobytes()
     assert len(finder.calls) == 1
 
@@ -68,12 +114,12 @@ def test_a_large_picture_is_shown_smaller_and_measured_as_it_is(tmp_path: Path) 
     """3,200 x 800 is shown as 1,600 x 400, so the box from x = 20 to 30 is drawn from 10 to 15 and listed as it is."""
     answer = find(finder := CountingFinder(), picture(tmp_path / "wide.jpg", (3200, 800)), ("cat",))
     assert finder.calls[0][0] == (3200, 800)
-    assert answer.picture.size == (LARGEST_SHOWN_SIDE, 400) and answer.scale == 0.5
+    assert kept_picture(answer).size == (LARGEST_SHOWN_SIDE, 400) and answer.scale == 0.5
     assert json.loads(as_json(answer, 0.4))[1]["box"] == {"xmin": 20, "ymin": 5, "xmax": 30, "ymax": 15}
     assert drawn(answer, 0.4).width < 3200
     found = [{**answer.detections[1], "box": {"xmin": 10, "ymin": 2, "xmax": 15, "ymax": 8}}]
     only = answer._replace(detections=answer.detections[1:2])
-    assert drawn(only, 0.4).tobytes() == draw_detections(answer.picture, found, ("cat",)).tobytes()
+    assert drawn(only, 0.4).tobytes() == draw_detections(kept_picture(answer), found, ("cat",)).tobytes()
 
 
 # --- words -------------------------------------------------------------------------------------------------------
@@ -107,13 +153,7 @@ def test_very_many_words(kind: str) -> None:
 
 
 def png_of_size(path: Path, width: int, height: int) -> str:
-    """A file that says it is a picture of that size, and holds no pixels: 57 bytes."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+    path.write_bytes(png_head(width, height))
     return str(path)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
@@ -17,6 +18,7 @@ from huggingface_hub import constants
 from PIL import Image
 
 from hf_grounding_dino.commands.detect import load_detector
+from hf_grounding_dino.page import web
 from hf_grounding_dino.page.finding import words_of
 from hf_grounding_dino.page.web import EXAMPLES, make_page, search_picture, start
 from page.fake_finder import CountingFinder, picture
@@ -148,6 +150,47 @@ def test_visitors_do_not_see_one_another(served: Served, tmp_path: Path) -> None
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(visit, range(4)))
+
+
+def test_few_visitors_are_kept_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With room for three, six come: the last three see their answers, and the first asks again."""
+    monkeypatch.setattr(web, "_VISITORS_KEPT", 3)
+    finder = CountingFinder()
+    page = make_page(finder)
+    served, path = Served(start(page, host="127.0.0.1"), finder, page), picture(tmp_path / "a.png")
+    visitors = [served.visitor() for _ in range(6)]
+    for visitor in visitors:
+        assert ask(visitor, path, "cat") == ""
+        assert len(page.state_holder.session_data) <= 3
+    for visitor in visitors[3:]:
+        assert look(visitor, 0.25)[1]
+    assert not look(visitors[0], 0.25)[1]
+    assert ask(visitors[0], path, "cat") == "" and look(visitors[0], 0.25)[1]
+    assert len(page.state_holder.session_data) <= 3
+    page.close()
+
+
+def test_a_large_upload_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the server, whatever the visitor's browser thinks of it."""
+    monkeypatch.setattr(web, "_LARGEST_UPLOAD", "10kb")
+    page = make_page(CountingFinder())
+    address = start(page, host="127.0.0.1")
+
+    def upload(size: int) -> Any:
+        head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+        body = Request(f"{address}gradio_api/upload", head + bytes(size) + b"\r\n--x--\r\n")
+        body.add_header("Content-Type", "multipart/form-data; boundary=x")
+        return json.load(urlopen(body, timeout=30))
+
+    assert len(upload(5_000)) == 1
+    with pytest.raises(HTTPError, match="413"):
+        upload(50_000)
+    page.close()
+
+
+def test_no_more_waits_or_draws_at_once_than_there_is_room_for() -> None:
+    limits = {fn.concurrency_id: fn.concurrency_limit for fn in make_page(CountingFinder()).fns.values() if fn.queue}
+    assert limits["model"] == 1 and all(isinstance(limit, int) for limit in limits.values()), limits
 
 
 def test_nothing_is_asked_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:

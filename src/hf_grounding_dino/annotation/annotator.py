@@ -21,11 +21,12 @@ import torch
 
 from ..data.pictures import open_picture
 from ..loading import model_fingerprint
+from ..memory import in_batches, is_out_of_memory
 from ..modeling_grounding_dino import GroundingDinoForObjectDetection
 from ..processing_grounding_dino import GroundingDinoProcessor
 from .answers import AnnotationError, LabelledPicture, rounded_boxes
 from .files import WORK_FOLDER, name_problem
-from .finder import LARGEST_BATCH, Finder, LabelFinder, Options, Prepared
+from .finder import LARGEST_BATCH, Finder, Found, LabelFinder, Options, Prepared
 from .journal import Answers, Journal, Shard
 from .merging import PROBLEMS_FILE, Summary, merge, summarize
 from .progress import Progress
@@ -67,13 +68,14 @@ def annotate(
         labels: what to look for, each once.
         output: a folder; it is made.
         format: one of `writers.FORMATS`.
-        options: which boxes are kept, and how many pictures run together.
+        options: which boxes are kept, and how many pictures run together; half as many where memory does not suffice.
         shard: which part of the pictures this call does.
         progress: show on stderr how many are done, the rate, and how long the rest takes.
 
     Raises:
         AnnotationError: labels that cannot be looked for, a run that was begun in the folder with other labels, model,
-            thresholds, format or pictures, files there that the run would replace, or a file that cannot be written.
+            thresholds, format or pictures, files there that the run would replace, a file that cannot be written, or
+            no memory for one picture at a time.
     """
     if format not in FORMATS:
         raise AnnotationError(f"the format {format!r} is none of {', '.join(FORMATS)}")
@@ -172,15 +174,21 @@ class _Row:
     outcome: Prepared | str
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Desk:
-    """Where the pictures of one shard are read and answered."""
+    """Where the pictures of one shard are read and answered.
+
+    batch_size: as asked for, which decides the batches; of each, as many as there is memory for run together.
+    """
 
     finder: Finder
     source: PictureSource
     refused: Mapping[int, str]
     done: Answers
     batch_size: int
+
+    def __post_init__(self) -> None:
+        self._at_once = self.batch_size
 
     def label(self, windows: Sequence[range], threads: int) -> Iterator[list[LabelledPicture]]:
         """The answers to all pictures that are not done, batch by batch."""
@@ -208,19 +216,22 @@ class _Desk:
             return _Row(index, self.refused[index])
         try:
             return _Row(index, self.finder.prepare(open_picture(self.source.picture(index))))
-        except (ValueError, OSError) as error:
+        except Exception as error:  # of sources and of decoders, which have none in common: it is one picture's
             return _Row(index, " ".join(str(error).split()) or type(error).__name__)
 
     def _bad(self, row: _Row) -> LabelledPicture:
         return LabelledPicture(row.index, self.source.names[row.index], problem=str(row.outcome))
 
     def _answers(self, batch: Mapping[int, Prepared]) -> list[LabelledPicture]:
+        found: list[Found] = []
         try:
-            found = self.finder.find(list(batch.values()))
-        except torch.OutOfMemoryError as error:
-            raise AnnotationError(
-                f"no memory for {len(batch)} pictures at a time: choose a smaller batch size; what is done is kept"
-            ) from error
+            self._at_once = in_batches(
+                list(batch.values()), lambda some: found.extend(self.finder.find(some)), self._at_once
+            )
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise AnnotationError("no memory for one picture at a time; what is done is kept") from error
         return [
             LabelledPicture(index, self.source.names[index], prepared.size, *rounded_boxes(*one))
             for (index, prepared), one in zip(batch.items(), found, strict=True)

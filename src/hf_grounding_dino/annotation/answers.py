@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -65,8 +66,23 @@ def from_line(line: bytes) -> LabelledPicture:
     Raises:
         ValueError: it is cut off, or another thing.
     """
-    content: Any = json.loads(line)
     try:
-        return LabelledPicture(**{**content, "size": tuple(content.get("size", (0, 0)))})
-    except (TypeError, AttributeError) as error:
+        content: Any = json.loads(line)
+        answer = LabelledPicture(**{**content, "size": tuple(content.get("size", (0, 0)))})
+        _check(answer)
+    except (TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(str(error)) from error
+    return answer
+
+
+def _check(answer: LabelledPicture) -> None:
+    """Refuse fields of other types: journals may come from elsewhere."""
+    numbers = [*answer.scores, *(side for box in answer.boxes for side in box)]
+    if (
+        not all(type(one) is int and one >= 0 for one in (answer.index, *answer.size, *answer.labels))
+        or not (isinstance(answer.name, str) and isinstance(answer.problem, str | None))
+        or not all(type(one) in (int, float) and math.isfinite(one) for one in numbers)
+        or not len(answer.boxes) == len(answer.labels) == len(answer.scores)
+        or [len(answer.size), *map(len, answer.boxes)] != [2] + [4] * len(answer.boxes)
+    ):
+        raise ValueError("not the answer to a picture")

@@ -12,7 +12,7 @@ from typing import IO
 
 from ..whole_files import lock
 from .answers import AnnotationError, LabelledPicture, from_line, to_line
-from .files import cannot_write
+from .files import cannot_write, name_problem
 
 
 @dataclass(frozen=True)
@@ -140,9 +140,12 @@ def _lines(path: Path) -> Iterator[tuple[int, LabelledPicture]]:
             if not line.endswith(b"\n"):
                 return
             try:
-                yield offset, from_line(line)
+                answer = from_line(line)
+                if answer.problem is None and (problem := name_problem(answer.name)):
+                    raise ValueError(problem)
             except ValueError as error:
                 raise AnnotationError(
                     f"{path}, line {number}: damaged; delete the line, and its picture is done again"
                 ) from error
+            yield offset, answer
             offset += len(line)

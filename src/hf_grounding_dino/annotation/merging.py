@@ -10,7 +10,7 @@ from pathlib import Path
 from .answers import AnnotationError, LabelledPicture
 from .files import WORK_FOLDER, atomic_file
 from .journal import Answers
-from .settings import read_settings
+from .settings import Settings, digest_of, read_settings
 from .writers import FORMATS
 
 PROBLEMS_FILE = "problems.jsonl"
@@ -54,11 +54,31 @@ class _Good:
         return (answer for answer in self.answers if answer.problem is None)
 
 
+def _refuse_others(answers: Answers, run: Settings, output: Path) -> None:
+    """Refuse journals that are not of this run: they name the files that will be written."""
+    if run.format not in FORMATS:
+        raise AnnotationError(
+            f"{output}: its run is of the format {run.format!r}, which is none of {', '.join(FORMATS)}"
+        )
+    names: list[str] = []
+    for place, answer in enumerate(answers):
+        if answer.index != place or any(label >= len(run.labels) for label in answer.labels):
+            raise AnnotationError(f"{output}: picture {answer.index} in its journals is none of this run")
+        names.append(answer.name)
+    try:
+        same = digest_of(names) == run.names
+    except UnicodeEncodeError:  # no name of a file or of a table
+        same = False
+    if not same:
+        raise AnnotationError(f"{output}: the names in its journals are not those that the run was begun with")
+
+
 def merge(output: Path) -> Summary:
     """Write the files of a run whose pictures are all done; to repeat it does no harm.
 
     Raises:
-        AnnotationError: no run was begun in this folder, pictures are not done yet, or a file cannot be written.
+        AnnotationError: no run was begun in this folder, pictures are not done yet, the journals are of another run, or
+            a file cannot be written.
     """
     run = read_settings(output)
     answers = Answers(output / WORK_FOLDER)
@@ -67,6 +87,7 @@ def merge(output: Path) -> Summary:
         raise AnnotationError(
             f"{output}: {left} of {run.pictures} pictures are not done yet: run the shards that are left"
         )
+    _refuse_others(answers, run, output)
     summary = summarize(answers, run.pictures, written=True)
     FORMATS[run.format].write(output, run, _Good(answers))
     (output / PROBLEMS_FILE).unlink(missing_ok=True)

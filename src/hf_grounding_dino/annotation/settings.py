@@ -111,7 +111,11 @@ def read_settings(output: Path) -> Settings:
         content = json.loads(path.read_bytes())
         if content.pop("version") != _VERSION:
             raise ValueError
-        return Settings(**content)
+        settings = Settings(**content)
+        kinds = ((settings.pictures, int), (settings.labels, list), (settings.format, str))
+        if not all(isinstance(value, kind) for value, kind in kinds):
+            raise TypeError
+        return settings
     except FileNotFoundError:
         raise AnnotationError(f"{output}: no run has been begun in it") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):

@@ -12,9 +12,13 @@ from typing import Any, NamedTuple, Protocol
 import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
+from huggingface_hub.constants import HF_HUB_CACHE
 
+from ..data.pictures import remote_content
 from ..data.readers.headers import PICTURE_SUFFIXES
+from ..data.readers.stray_names import is_below
 from ..data.records import ImageSource
+from ..image_files import MOST_BYTES
 from .answers import AnnotationError
 
 
@@ -81,6 +85,7 @@ class _Member(NamedTuple):
     archive: Path
     offset: int
     size: int
+    problem: str | None
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,8 @@ class TarSource:
     def picture(self, index: int) -> bytes:
         """The content of the member."""
         member = self.members[index]
+        if member.problem is not None:
+            raise ValueError(member.problem)
         with member.archive.open("rb") as file:
             file.seek(member.offset)
             return file.read(member.size)
@@ -135,11 +142,18 @@ def _members(path: Path) -> Iterator[_Member]:
         with tarfile.open(path, "r:") as archive:
             for entry in archive:
                 if entry.isreg():
-                    yield _Member(entry.name, path, entry.offset_data, entry.size)
-    except tarfile.ReadError as error:
-        raise AnnotationError(f"{path}: not a whole, uncompressed tar file ({error})") from error
+                    yield _Member(entry.name, path, entry.offset_data, entry.size, _problem(entry))
     except OSError as error:
         raise AnnotationError(f"{path}: {error.strerror or error}") from error
+    except (tarfile.TarError, ValueError, OverflowError) as error:
+        raise AnnotationError(f"{path}: not a whole, uncompressed tar file ({error})") from error
+
+
+def _problem(entry: tarfile.TarInfo) -> str | None:
+    """Why a member is not read: what a sparse one claims to be has nothing to do with what is stored."""
+    if entry.issparse():
+        return f"it is stored as a sparse file (of {entry.size:,} bytes): pack it as it is"
+    return f"it has {entry.size:,} bytes, more than {MOST_BYTES:,}" if entry.size > MOST_BYTES else None
 
 
 def _tidy(name: str) -> str:
@@ -149,6 +163,7 @@ def _tidy(name: str) -> str:
 
 # --- tables ------------------------------------------------------------------------------------------------------
 
+_DOWNLOADS = (HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE)
 _BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
 
 
@@ -157,6 +172,8 @@ class TableSource:
     """The column of pictures of a set of `datasets`.
 
     Names are the file names in the column, where each row has its own; else the numbers of the rows.
+
+    folders: below which rows may name files; None for everywhere, and URLs of local networks.
     """
 
     names: Sequence[str]
@@ -164,14 +181,26 @@ class TableSource:
     column: str
     rows: Sequence[int]
     root: Path | None
+    folders: Sequence[Path] | None
 
     @classmethod
-    def of(cls, table: datasets.Dataset, column: str | None = None) -> TableSource:
+    def of(
+        cls,
+        table: datasets.Dataset,
+        column: str | None = None,
+        *,
+        where: str | Path | None = None,
+        allow_local: bool = False,
+    ) -> TableSource:
         """Take the pictures of a table.
 
         Args:
             table: as `datasets` reads it.
             column: a column of pictures, or of paths of files; by default the first of type Image.
+            where: the folder or file that the table was read from. Rows may name files in that folder, or in what
+                `datasets` keeps of downloads; other files are not read, nor are URLs of this machine and of local
+                networks.
+            allow_local: read those, too.
 
         Raises:
             AnnotationError: no such column, or no rows.
@@ -186,9 +215,10 @@ class TableSource:
         table = table.select_columns([chosen])
         if chosen in typed:
             table = table.cast_column(chosen, datasets.Image(decode=False))
-        names, root = _row_names(table, chosen)
+        folders = None if allow_local else [*_folder_of(where), *map(Path, _DOWNLOADS)]
+        names, root = _row_names(table, chosen, folders)
         order = sorted(range(len(names)), key=names.__getitem__)
-        return cls([names[row] for row in order], table, chosen, order, root)
+        return cls([names[row] for row in order], table, chosen, order, root, folders)
 
     def picture(self, index: int) -> ImageSource:
         """The cell as what can be opened."""
@@ -200,8 +230,22 @@ class TableSource:
         if value is None:
             raise ValueError("the row has no picture")
         if "://" in str(value):
-            return datasets.Image().decode_example({"path": str(value), "bytes": None})
+            return remote_content(str(value), allow_local=self.folders is None)
+        if not _may_be_read(str(value), self.folders):
+            raise ValueError(f"{value} is outside the folder of the data set, which is not allowed here")
         return Path(str(value))
+
+
+def _folder_of(where: str | Path | None) -> list[Path]:
+    """The folder of a table that was read from the disk."""
+    path = None if where is None else Path(where)
+    if path is None or not path.exists():
+        return []
+    return [path if path.is_dir() else path.parent]
+
+
+def _may_be_read(path: str, folders: Sequence[Path] | None) -> bool:
+    return folders is None or any(is_below(Path(path), folder) for folder in folders)
 
 
 def open_table(name: str, split: str = "train") -> datasets.Dataset:
@@ -228,8 +272,11 @@ def open_table(name: str, split: str = "train") -> datasets.Dataset:
         raise AnnotationError(f"{name}: cannot be loaded ({reason})") from error
 
 
-def _row_names(table: datasets.Dataset, column: str) -> tuple[list[str], Path | None]:
-    """The name of each row, and the folder that names start from where all are files."""
+def _row_names(table: datasets.Dataset, column: str, folders: Sequence[Path] | None) -> tuple[list[str], Path | None]:
+    """The name of each row, and the folder that names start from where all are files.
+
+    A file that may not be read keeps its whole name, and leaves those of the others as they would be without it.
+    """
     paths: list[str | None] = []
     stored: list[bool] = []
     for batch in table.with_format("arrow").iter(batch_size=1000):
@@ -246,5 +293,6 @@ def _row_names(table: datasets.Dataset, column: str) -> tuple[list[str], Path | 
     if any(stored):
         return texts, None
     places = [Path(os.path.abspath(path)) for path in texts]
-    root = Path(os.path.commonpath([place.parent for place in places]))
-    return [place.relative_to(root).as_posix() for place in places], root
+    allowed = [place for place in places if _may_be_read(str(place), folders)] or places
+    root = Path(os.path.commonpath([place.parent for place in allowed]))
+    return [(place.relative_to(root) if place.is_relative_to(root) else place).as_posix() for place in places], root

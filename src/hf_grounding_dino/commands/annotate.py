@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("coco", "odvg", "yolo", "voc", "labelme", "label-studio")
 _SHOWN_PROBLEMS = 10
+_ALLOW_LOCAL = "rows of --dataset may name files outside its folder, and URLs of this machine and of local networks"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     source.add_argument("--dataset", metavar="NAME", help="a repo, folder or file that `datasets` reads")
     parser.add_argument("--split", default="train", help="of --dataset (%(default)s)")
+    parser.add_argument("--allow-local", action="store_true", help=_ALLOW_LOCAL)
     parser.add_argument(
         "--column",
         metavar="NAME",
@@ -207,7 +209,8 @@ def _source(arguments: argparse.Namespace) -> PictureSource:
     from hf_grounding_dino.annotation.sources import FileSource, TableSource, TarSource, open_table
 
     if arguments.dataset:
-        return TableSource.of(open_table(arguments.dataset, arguments.split), arguments.column)
+        table = open_table(arguments.dataset, arguments.split)
+        return TableSource.of(table, arguments.column, where=arguments.dataset, allow_local=arguments.allow_local)
     if not arguments.images:
         raise UserError("no pictures: give --images or --dataset")
     names = [os.path.abspath(name) for name in arguments.images if "://" not in name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_grounding_dino.assets import NANO
 
-from . import PROGRAM, command_line, complain, quiet_libraries
+from . import PROGRAM, UserError, command_line, complain, quiet_libraries
 from .asking import Asked, ask, detector_for, join_processes, results_path
 from .data_options import Chosen, add_data_options, benchmark_lines, chosen_tasks
 from .pictures import check_folder
@@ -54,6 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     with quiet_libraries(), user_errors(ValueError, place=arguments.output):
         processes = join_processes(arguments)
         chosen = chosen_tasks(arguments)
+        if arguments.limit is not None:
+            _refuse_to_replace(chosen, arguments)
         detector = detector_for(arguments, processes)
         asked: Iterable[tuple[CaseTask, Asked]] = (
             (task, ask(task, detector, _folder(task, chosen, arguments), arguments)) for task in chosen.tasks
@@ -67,6 +70,31 @@ def run(arguments: argparse.Namespace) -> int:
         if len(reports) > 1 and chosen.benchmark is not None:
             _sum_up(reports, chosen.benchmark, arguments)
     return 1 if any(report.facts.unreadable for report in reports) else 0
+
+
+def _refuse_to_replace(chosen: Chosen, arguments: argparse.Namespace) -> None:
+    """Keep a limited run from replacing the report of all cases; a full one replaces what a limited one has left.
+
+    Raises:
+        UserError: such a report is there.
+    """
+    from hf_grounding_dino.evaluation.report import METRICS_FILE
+
+    cut = [_folder(task, chosen, arguments) for task in chosen.tasks if task.left_out]
+    for folder in dict.fromkeys([*cut, arguments.output] if cut else []):
+        if _is_of_all_cases(folder / METRICS_FILE):
+            raise UserError(f"{folder}: the report of all cases is there: give another --output with --limit")
+
+
+def _is_of_all_cases(file: Path) -> bool:
+    try:
+        content = json.loads(file.read_bytes())
+        if "sets" in content:
+            return "limit" not in content
+        counts = content["counts"]
+        return "limit" not in content["protocol"] or counts["answered"] == counts["cases"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # no report of ours, or none that could be used
 
 
 def _folder(task: CaseTask, chosen: Chosen, arguments: argparse.Namespace) -> Path:
@@ -140,10 +168,14 @@ def _counting(chosen: Chosen, arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.mmdet_compatible:
         counting["counted"] = "as mmdetection does"
     if arguments.limit is not None:
-        counting["limit"] = f"the first {arguments.limit} cases"
+        counting["limit"] = _limit(arguments)
     if chosen.benchmark is not None and chosen.benchmark.note:
         counting["note"] = chosen.benchmark.note
     return counting
+
+
+def _limit(arguments: argparse.Namespace) -> str:
+    return "" if arguments.limit is None else f"the first {arguments.limit} cases"
 
 
 def _model_name(arguments: argparse.Namespace) -> str:
@@ -195,7 +227,8 @@ def _sum_up(reports: list[Report], benchmark: Benchmark, arguments: argparse.Nam
             complain(f"{len(empty)} of {len(numbers)} sets have nothing to measure: {', '.join(empty)}")
         means = {"AP": odinw_mean(measured, sets, partial=True)} if measured else {}
         sys.stdout.writelines(f"mean {name} of {len(measured)} sets: {mean:.4f}\n" for name, mean in means.items())
-    write_summary(output, benchmark.title, numbers, means, list(_published(benchmark, arguments)))
+    published = list(_published(benchmark, arguments))
+    write_summary(output, benchmark.title, numbers, means, published, limit=_limit(arguments))
     sys.stdout.write(f"side by side: {output / 'index.html'}\n")
 
 
@@ -208,7 +241,7 @@ def as_text(report: Report, folder: Path) -> str:
     for name, value in report.numbers.items():
         beside = printed.get(name)
         note = "" if beside is None else f"   published {beside.value:.4f} ({beside.source}, {beside.note})"
-        lines.append(f"  {name:{width}}  {value:7.4f}{note}")
+        lines.append(f"  {name:{width}}  {f'{value:.4f}' if value >= 0 else 'n/a':>7}{note}")
     if facts.pictures_per_second:
         lines.append(f"  {facts.pictures_per_second:.2f} pictures a second on {facts.device}")
     return "".join(f"{line}\n" for line in [*lines, f"  report: {folder / 'index.html'}"])

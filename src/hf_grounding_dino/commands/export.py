@@ -150,9 +150,9 @@ def _examples(detector: Detector) -> Iterator[Mapping[str, torch.Tensor]]:
 
     The pictures are the demo picture and two parts of it.
     """
-    from PIL import Image
+    from hf_grounding_dino.image_files import open_image
 
-    with Image.open(DEMO_PICTURE) as opened:
+    with open_image(DEMO_PICTURE) as opened:
         picture = opened.convert("RGB")
     parts: list[Any] = [picture.crop((0, 0, 200, 256)), picture.crop((60, 40, 320, 200))]
     yield detector.processor(images=picture, text=[list(DEMO_LABELS)])

@@ -129,20 +129,26 @@ class PredictionStore:
         return {json.loads(case_id) for part in self._parts(["case_id"]) for case_id in part["case_id"].to_pylist()}
 
     def unreadable(self) -> list[Unreadable]:
-        """The cases whose pictures could not be read; their answers are empty."""
+        """The cases whose pictures could not be read, and were not read later; their answers are empty."""
         found: dict[CaseId, str] = {}
+        read: set[CaseId] = set()
         for part in self._parts(["case_id", "unreadable"]):
-            rows = zip(part["case_id"].to_pylist(), part["unreadable"].to_pylist(), strict=True)
-            found |= {json.loads(case_id): reason for case_id, reason in rows if reason is not None}
-        return [Unreadable(*item) for item in found.items()]
+            for written, reason in zip(part["case_id"].to_pylist(), part["unreadable"].to_pylist(), strict=True):
+                if reason is None:
+                    read.add(json.loads(written))
+                else:
+                    found[json.loads(written)] = reason
+        return [Unreadable(*item) for item in found.items() if item[0] not in read]
 
     def answers(self) -> Iterator[tuple[CaseId, Answer]]:
         """Each case once with its answer, a few in memory at a time."""
+        unreadable = {one.case_id for one in self.unreadable()}
         seen: set[CaseId] = set()
-        for batch in self._parts(_SCHEMA.names[:4]):
+        for batch in self._parts(_SCHEMA.names):
             for row, written in enumerate(batch["case_id"].to_pylist()):
                 case_id = json.loads(written)
-                if case_id not in seen:
+                outdated = batch["unreadable"][row].is_valid and case_id not in unreadable
+                if case_id not in seen and not outdated:
                     seen.add(case_id)
                     boxes, scores, labels = (batch[name][row].values.to_numpy().copy() for name in _SCHEMA.names[1:4])
                     yield case_id, Answer(boxes.reshape(-1, 4), scores, labels)

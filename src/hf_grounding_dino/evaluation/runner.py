@@ -20,6 +20,7 @@ from tqdm import tqdm
 from ..data.pictures import open_picture
 from ..data.records import DataError
 from ..loading import model_fingerprint
+from ..memory import in_batches
 from ..modeling_grounding_dino import GroundingDinoForObjectDetection
 from ..processing_grounding_dino import GroundingDinoProcessor
 from .askers import nothing_found
@@ -111,7 +112,8 @@ def predict(
 ) -> Run:
     """Ask a model every case that has no answer yet; every process takes its share and writes what it gets.
 
-    Cut off, it goes on where it was when it is called again, with as many processes as there are then.
+    Cut off, it goes on where it was when it is called again, with as many processes as there are then. Pictures that
+    could not be read are tried again.
 
     Args:
         task: what is asked, and how.
@@ -132,7 +134,8 @@ def predict(
         store.begin(protocol_of(task, model, processor))
     state.wait_for_everyone()
     ids = case_ids(task)
-    done = store.done()
+    gone = {one.case_id: one.reason for one in store.unreadable()}
+    done = store.done() - gone.keys()
     todo = [i for i, case_id in enumerate(ids) if case_id not in done]
     own = todo[state.process_index :: state.num_processes]
     # All have to know what is done before any of them adds to it.
@@ -146,7 +149,8 @@ def predict(
     )  # fmt: skip
     try:
         with bar, store.writer(state.process_index) as writer:
-            _ask_all(_Asked(task, model, processor, writer), own, batch_size, num_workers, bar, state.num_processes)
+            asked = _Asked(task, model, processor, writer, gone)
+            _ask_all(asked, own, batch_size, num_workers, bar, state.num_processes)
     finally:
         model.train(was_training)
     state.wait_for_everyone()
@@ -240,19 +244,22 @@ def protocol_of(
 
 
 class _Asked(NamedTuple):
-    """What all batches of a run have in common."""
+    """What all batches of a run have in common; `gone` are the cases with unreadable pictures of earlier runs."""
 
     task: Task
     model: GroundingDinoForObjectDetection
     processor: GroundingDinoProcessor
     writer: PredictionWriter
+    gone: Mapping[CaseId, str]
 
 
 def _ask_all(asked: _Asked, own: Sequence[int], batch_size: int, num_workers: int, bar: Any, processes: int) -> None:
     batch: list[_Ready] = []
     for count, ready in enumerate(_opened(asked.task, own, num_workers, batch_size), start=1):
+        case_id = ready.case.case_id
         if ready.image is None:
-            asked.writer.add(ready.case.case_id, nothing_found(), ready.reason)
+            if asked.gone.get(case_id) != ready.reason:
+                asked.writer.add(case_id, nothing_found(), ready.reason)
         else:
             batch.append(ready)
         if len(batch) == batch_size or count == len(own):
@@ -264,22 +271,14 @@ def _ask_all(asked: _Asked, own: Sequence[int], batch_size: int, num_workers: in
 
 def _ask(asked: _Asked, batch: Sequence[_Ready], batch_size: int) -> int:
     """Ask a batch; gives the batch size that there is memory for."""
-    rows, size = list(batch), batch_size
-    while rows:
-        some = rows[:size]
-        try:
-            images = [ready.image for ready in some if ready.image is not None]
-            found = asked.task.ask(asked.model, asked.processor, images, [ready.case for ready in some])
-        except torch.OutOfMemoryError:
-            if len(some) == 1:
-                raise
-            size = len(some) // 2
-            torch.cuda.empty_cache()
-            continue
+
+    def run(some: Sequence[_Ready]) -> None:
+        images = [ready.image for ready in some if ready.image is not None]
+        found = asked.task.ask(asked.model, asked.processor, images, [ready.case for ready in some])
         for ready, answer in zip(some, found, strict=True):
             asked.writer.add(ready.case.case_id, answer)
-        rows = rows[len(some) :]
-    return size
+
+    return in_batches(batch, run, batch_size)
 
 
 def _opened(task: Task, indices: Sequence[int], num_workers: int, batch_size: int) -> Iterator[_Ready]:

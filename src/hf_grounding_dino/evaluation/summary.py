@@ -27,6 +27,8 @@ def write_summary(
     numbers: Mapping[str, Mapping[str, float]],
     means: Mapping[str, float],
     published: Sequence[Published] = (),
+    *,
+    limit: str = "",
 ) -> None:
     """Write both files; metrics.json has every number, the page leaves those by size and of recall to the reports.
 
@@ -36,6 +38,7 @@ def write_summary(
         numbers: of each set, what its metric says.
         means: over the sets, of the metrics that have one.
         published: what others measured of the whole.
+        limit: which cases of each set were asked, where not all were.
 
     Raises:
         OSError: the folder cannot be written.
@@ -46,8 +49,10 @@ def write_summary(
     environment.filters |= {"percent": percent, "address": quote}
     template = environment.from_string(resources.files(__package__).joinpath(TEMPLATE).read_text("utf-8"))
     page = template.render(
-        title=title, style=STYLE, columns=columns, numbers=numbers, means=means, published=published, page=PAGE_FILE
-    )
+        title=title, style=STYLE, columns=columns, numbers=numbers, means=means, published=published, page=PAGE_FILE,
+        limit=limit,
+    )  # fmt: skip
     content = finite({"benchmark": title, "sets": numbers, "mean": means, "published": [p.__dict__ for p in published]})
+    content |= {"limit": limit} if limit else {}
     write_whole(folder / PAGE_FILE, page)
     write_whole(folder / METRICS_FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

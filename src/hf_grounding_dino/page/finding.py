@@ -9,12 +9,14 @@ import csv
 import hashlib
 import json
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 from PIL import Image, UnidentifiedImageError
 
 from ..drawing import Detection, certainty, draw_detections, scaled
+from ..image_files import open_image
 from ..image_processing_grounding_dino import read_images
 
 Kind = Literal["Labels", "Sentence"]
@@ -26,6 +28,11 @@ FLOOR = 0.05
 LONGEST_WORDS = 2000
 MOST_PIXELS = 64_000_000
 LARGEST_SHOWN_SIDE = 1600
+MOST_KEPT = 1000
+"""Detections of a picture, the best."""
+
+_LOSSLESS_PIXELS = 500 * 500  # of more, PNG takes megabytes
+_JPEG_QUALITY = 85
 
 Words = str | tuple[str, ...]
 """A sentence, or labels."""
@@ -58,17 +65,17 @@ class Question(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """All that was found for a question, over `FLOOR`.
+    """What was found for a question, over `FLOOR`; at most 2.5 MB, as it is kept for each visitor.
 
     name: of the picture, without its suffix.
-    picture: as it is shown, no side longer than `LARGEST_SHOWN_SIDE`.
+    picture: as it is shown, no side longer than `LARGEST_SHOWN_SIDE`; PNG or JPEG.
     scale: of the shown picture, in (0, 1] of the picture itself.
     detections: best first, with boxes in pixels of the picture itself.
     """
 
     question: Question
     name: str
-    picture: Image.Image
+    picture: bytes
     scale: float
     detections: tuple[Detection, ...]
 
@@ -100,7 +107,14 @@ def find(finder: Finder, path: str | None, words: Words, earlier: Answer | None 
     if scale < 1:
         width, height = (max(1, round(side * scale)) for side in picture.size)
         picture = picture.resize((width, height), Image.Resampling.LANCZOS)
-    return Answer(question, Path(path).stem or "picture", picture, scale, tuple(found))
+    return Answer(question, Path(path).stem or "picture", _encoded(picture), scale, tuple(found[:MOST_KEPT]))
+
+
+def _encoded(picture: Image.Image) -> bytes:
+    file = BytesIO()
+    small = picture.width * picture.height <= _LOSSLESS_PIXELS
+    picture.save(file, "PNG" if small else "JPEG", quality=_JPEG_QUALITY)
+    return file.getvalue()
 
 
 def words_of(kind: Kind, text: str) -> Words:
@@ -132,13 +146,13 @@ def read_upload(path: str) -> Image.Image:
         ValueError: it is not a picture, is damaged, or has more than `MOST_PIXELS`.
     """
     try:
-        with Image.open(path) as picture:
+        with open_image(path) as picture:
             width, height = picture.size
     except Image.DecompressionBombError:
         raise ValueError(f"This picture has far more than {MOST_PIXELS:,} pixels: make it smaller.") from None
     except UnidentifiedImageError:
         raise ValueError("This file is not a picture that can be read: use PNG, JPEG or WebP.") from None
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # damaged files lead decoders to errors of every kind
         raise ValueError("This picture is damaged.") from error
     if width * height > MOST_PIXELS:
         raise ValueError(f"This picture has {width:,} x {height:,} pixels: more than {MOST_PIXELS:,}, make it smaller.")
@@ -164,7 +178,8 @@ def drawn(answer: Answer, threshold: float) -> Image.Image:
     """
     words = answer.question.words
     labels = sorted({detection["label"] for detection in answer.detections}) if isinstance(words, str) else words
-    return draw_detections(answer.picture, [scaled(one, answer.scale) for one in above(answer, threshold)], labels)
+    with open_image(answer.picture) as picture:
+        return draw_detections(picture, [scaled(one, answer.scale) for one in above(answer, threshold)], labels)
 
 
 def table_rows(answer: Answer, threshold: float) -> list[list[str]]:

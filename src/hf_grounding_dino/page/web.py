@@ -27,6 +27,9 @@ _LONGEST_PROBLEM = 300
 _LARGEST_UPLOAD = "64mb"
 _WAITING_VISITORS = 32
 _SECONDS_KEPT = 3600
+_VISITORS_KEPT = 100
+"""Whose answers are in memory, 2.5 MB each at most; who comes back after so many others asks again."""
+_DRAWINGS_AT_ONCE = 4
 _CSS = """
 .gradio-container { max-width: 1200px !important; margin: 0 auto !important; }
 .problem { color: var(--error-text-color); font-weight: 600; }
@@ -87,8 +90,15 @@ def make_page(finder: Finder, note: str = "") -> gr.Blocks:
                 )
             with gr.Column():
                 threshold, outputs = _outputs()
-        shows = {"fn": show, "inputs": [answer, threshold], "outputs": outputs, "show_progress": "hidden"}
-        threshold.input(**shows, trigger_mode="always_last", api_name="threshold", concurrency_limit=None)
+        shows = {
+            "fn": show,
+            "inputs": [answer, threshold],
+            "outputs": outputs,
+            "show_progress": "hidden",
+            "concurrency_limit": _DRAWINGS_AT_ONCE,
+            "concurrency_id": "drawing",
+        }
+        threshold.input(**shows, trigger_mode="always_last", api_name="threshold")
         search = {
             "fn": partial(search_picture, finder),
             "inputs": [*inputs, answer],
@@ -212,6 +222,7 @@ def start(page: gr.Blocks, *, host: str | None = None, port: int | None = None, 
         quiet=True,
         prevent_thread_lock=True,
         max_file_size=_LARGEST_UPLOAD,
+        state_session_capacity=_VISITORS_KEPT,
         ssr_mode=False,
         theme=_theme(),
         css=_CSS,

@@ -13,8 +13,8 @@ import yaml
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-from PIL import Image
 
+from ..image_files import open_image
 from ..label_table import TABLE_FILE
 from ..remote_code import export_remote_code
 from ..whole_files import write_whole
@@ -139,7 +139,7 @@ def _copy_history(run: Path, to: Path) -> None:
             curves.save(to / CURVES_FILE)
     sheets = [*sorted((run / PICTURES_FOLDER).glob("*.png")), *run.glob(EXAMPLES_FILE)]
     if sheets:
-        with Image.open(sheets[-1]) as sheet:
+        with open_image(sheets[-1]) as sheet:
             sheet.convert("RGB").save(to / EXAMPLES_FILE)
 
 

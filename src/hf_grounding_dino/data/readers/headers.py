@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
 from pathlib import Path
 from typing import IO, Final
 
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
-PICTURE_SUFFIXES: Final = frozenset(Image.registered_extensions())
+from ...image_files import image_suffixes, open_image
+from ...image_processing_grounding_dino import why_unreadable
+
+PICTURE_SUFFIXES: Final = image_suffixes()
 """What names of picture files end in, in lower case, with the dot."""
 
 _ORIENTATION: Final = 0x0112
@@ -28,15 +30,15 @@ def upright_size(source: Path | bytes | IO[bytes]) -> tuple[int, int]:
         ValueError: it is not a picture; the message says why and does not name it.
     """
     try:
-        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with open_image(source) as image:
             # PIL decodes all of a PNG to look for an orientation behind its pixels, where writers do not put it.
             known = image.format != "PNG" or "exif" in image.info
             turned = known and image.getexif().get(_ORIENTATION) in _TURNED
             width, height = image.size
     except UnidentifiedImageError:
         raise ValueError("not a picture") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except Exception as error:  # damaged files lead decoders to errors of every kind
+        raise ValueError(f"cannot be read: {getattr(error, 'strerror', None) or why_unreadable(error)}") from error
     if not width or not height:
         raise ValueError(f"has no pixels: {width} x {height}")
     return (height, width) if turned else (width, height)

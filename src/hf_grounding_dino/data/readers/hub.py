@@ -15,6 +15,7 @@ import torch
 from datasets.distributed import split_dataset_by_node
 from PIL import Image
 
+from ..pictures import remote_content
 from ..records import DataError, Finding, ImageSource, Record, SourceEntry
 from .common import (
     FindingLog,
@@ -239,7 +240,11 @@ class HubStream:
         for number, batch in enumerate(data.iter(batch_size=1)):
             row = {name: values[0] for name, values in batch.items()}
             at = f"{self.name}, row {self._part}{number}"
-            source = _source(row[self._images.column], self._images.folder)
+            try:
+                source = _source(row[self._images.column], self._images.folder)
+            except ValueError as error:
+                log.add("unreadable image", at, f"{error}; left out")
+                continue
             size = _size(row, source, self._images, at, log)
             found = self._reader.read(row, size, at, log, watch) if size else None
             if found:
@@ -352,7 +357,7 @@ def _name(entry: SourceEntry) -> str:
 
 
 def _source(value: Any, folder: Path) -> ImageSource:
-    """A cell of the column of pictures as what can be opened."""
+    """A cell of the column of pictures as what can be opened; ValueError where its address cannot be had."""
     if isinstance(value, Image.Image):
         return value
     if isinstance(value, Mapping):
@@ -360,8 +365,7 @@ def _source(value: Any, folder: Path) -> ImageSource:
             return bytes(value["bytes"])
         path = str(value.get("path"))
         if "://" in path:
-            picture: Image.Image = datasets.Image().decode_example({"path": path, "bytes": None})
-            return picture
+            return remote_content(path, allow_local=True)
         return folder / path
     return folder / str(value)
 
