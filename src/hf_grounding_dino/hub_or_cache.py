@@ -10,6 +10,8 @@ from contextlib import contextmanager
 
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 
+from .printable import printable
+
 logger = logging.getLogger(__name__)
 
 _UNREACHED = {"ConnectError", "TimeoutException"}
@@ -50,4 +52,4 @@ def _what_keeps_from(name: str) -> str | None:
 
 @functools.cache
 def _say_once(line: str) -> None:
-    logger.warning(line)
+    logger.warning(printable(line))

@@ -63,6 +63,11 @@ def _refuse_other_folders(model: str) -> None:
         raise LoadingError(f"{model} is the folder of a training run: its best model is {folder / _BEST_OF_RUN}")
 
 
+def model_title(model: str) -> str:
+    """What a model is called for people: a repo by its id, a folder by its name, without what it lies in."""
+    return Path(model).resolve().name if Path(model).is_dir() else model
+
+
 def model_fingerprint(model: GroundingDinoForObjectDetection, *also: object) -> str:
     """Hexadecimal digits that tell models apart: of the configuration, some values of each tensor, and `also`."""
     config = {key: value for key, value in model.config.to_dict().items() if key not in _NOT_OF_THE_MODEL}

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from ..data.pictures import open_picture
-from ..loading import model_fingerprint
+from ..loading import model_fingerprint, model_title
 from ..modeling_grounding_dino import GroundingDinoForObjectDetection
 from ..processing_grounding_dino import GroundingDinoProcessor
 from .answers import AnnotationError, LabelledPicture, rounded_boxes
@@ -91,6 +91,9 @@ def annotate(
         pictures=len(source.names),
         names=digest_of(source.names),
         root=relative_root(source.root, Path(output)),
+        chunk_size=options.chunk_size,
+        model_name=model_title(model.name_or_path or ""),
+        revision=getattr(model.config, "_commit_hash", None),
     )
     return run_annotation(finder, source, Path(output), settings, options=options, shard=shard, progress=progress)
 

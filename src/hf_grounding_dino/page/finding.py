@@ -16,6 +16,8 @@ from PIL import Image, UnidentifiedImageError
 
 from ..drawing import Detection, certainty, draw_detections, scaled
 from ..image_processing_grounding_dino import read_images
+from ..kept import Kept
+from ..prompts import PromptText
 
 Kind = Literal["Labels", "Sentence"]
 KINDS: tuple[Kind, ...] = ("Labels", "Sentence")
@@ -33,6 +35,19 @@ Words = str | tuple[str, ...]
 
 class Finder(Protocol):
     """What finds words in pictures, such as `commands.detect.Detector`."""
+
+    @property
+    def kept(self) -> Kept:
+        """What it keeps where a call does not say."""
+        ...
+
+    def doubts(self, prompt: PromptText) -> list[str]:
+        """What is to be said of words that the model was not taught.
+
+        Raises:
+            ValueError: it was taught no word of a label.
+        """
+        ...
 
     def detect(
         self,
