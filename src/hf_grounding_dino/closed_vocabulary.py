@@ -74,9 +74,8 @@ def _known_words(folder: str) -> KnownWords | None:
 
 
 def _is_as_shipped(model: PreTrainedModel, folder: str) -> bool:
-    """Whether the weights are those of the folder, and not what training has made of them."""
+    """Whether the weights are those of the folder, as far as they have the same names, and not what training made."""
     state = model.state_dict()
     shipped = load_file(Path(folder, _WEIGHTS_FILE))
-    return all(
-        name in state and torch.equal(state[name].cpu(), value.to(state[name].dtype)) for name, value in shipped.items()
-    )
+    both = state.keys() & shipped.keys()
+    return all(torch.equal(state[name].cpu(), shipped[name].to(state[name].dtype)) for name in both)

@@ -74,7 +74,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_a_folder(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The boxes are those of `vocabulary.detect` on the same pictures, at the same threshold and overlap."""
+    """The boxes are those of `vocabulary.detect` on the same pictures, at the same threshold."""
     assert annotate(model, "--images", "in") == 0
     printed = capsys.readouterr()
     assert printed.err == ""
@@ -84,9 +84,7 @@ def test_a_folder(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -
     assert printed.out == f"4 pictures labelled, {len(document['annotations'])} boxes: out\n"
     detector = load_detector(model, "cpu")
     pictures = [Image.open(here / "in" / name) for name in names]
-    truth = detect(
-        detector.model, detector.processor, pictures, LABELS, top_k=None, scoring="max", nms_threshold=0.7
-    )  # fmt: skip
+    truth = detect(detector.model, detector.processor, pictures, LABELS, scoring="max")
     for i, expected in enumerate(truth, start=1):
         found = [item for item in document["annotations"] if item["image_id"] == i]
         boxes = torch.tensor([item["bbox"] for item in found])
@@ -195,7 +193,7 @@ def test_bad_pictures(model: Path, here: Path, capsys: pytest.CaptureFixture[str
         (["--images", "in", "--batch-size", "0"], "argument --batch-size: 0 is not a whole number from 1 up"),
         (["--images", "in", "--batch-size", "33"], "the batch size is 33: 1 to 32 is possible"),
         (["--images", "in", "--threshold", "low"], "argument --threshold: low is not a number from 0 to 1"),
-        (["--images", "in", "--nms", "2"], "the nms is 2.0: a number from 0 to 1 is needed"),
+        (["--images", "in", "--nms", "2"], "argument --nms: 2 is not a number from 0 to 1"),
         (["--images", "in", "--top-k", "0"], "argument --top-k: 0 is not a whole number from 1 up"),
         (["--images", "in", "--threads", "-1"], "argument --threads: -1 is not a whole number from 1 up"),
         (["--images", "in", "--thresholds", "none.json"], "none.json: No such file"),

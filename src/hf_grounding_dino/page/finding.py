@@ -23,7 +23,7 @@ Kind = Literal["Labels", "Sentence"]
 KINDS: tuple[Kind, ...] = ("Labels", "Sentence")
 
 FLOOR = 0.05
-"""The score below which nothing is kept, and the lowest threshold of the page."""
+"""The score below which nothing is kept, and the lowest threshold of the page, unless it begins with a lower one."""
 
 LONGEST_WORDS = 2000
 MOST_PIXELS = 64_000_000
@@ -63,6 +63,11 @@ class Finder(Protocol):
             ValueError: it cannot look for that.
         """
         ...
+
+
+def floor_of(finder: Finder) -> float:
+    """The lowest threshold that an answer can be shown at."""
+    return min(FLOOR, finder.kept.threshold)
 
 
 class Question(NamedTuple):
@@ -108,9 +113,9 @@ def find(finder: Finder, path: str | None, words: Words, earlier: Answer | None 
         return earlier
     picture = read_upload(path)
     if isinstance(words, str):
-        found = finder.detect(picture, caption=words, threshold=FLOOR)
+        found = finder.detect(picture, caption=words, threshold=floor_of(finder))
     else:
-        found = finder.detect(picture, labels=words, threshold=FLOOR)
+        found = finder.detect(picture, labels=words, threshold=floor_of(finder))
     scale = min(1.0, LARGEST_SHOWN_SIDE / max(picture.size))
     if scale < 1:
         width, height = (max(1, round(side * scale)) for side in picture.size)

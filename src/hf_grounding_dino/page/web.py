@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from ..assets import DEMO_LABELS, DEMO_PICTURE
-from .finding import FLOOR, KINDS, Answer, Finder, Kind, as_json, drawn, find, summary, table_rows, words_of
+from .finding import KINDS, Answer, Finder, Kind, as_json, drawn, find, floor_of, summary, table_rows, words_of
 
 TITLE = "Grounding DINO"
 
@@ -85,7 +85,7 @@ def make_page(finder: Finder, note: str = "") -> gr.Blocks:
                     api_visibility="private",
                 )
             with gr.Column():
-                threshold, outputs = _outputs(finder.kept.threshold)
+                threshold, outputs = _outputs(floor_of(finder), finder.kept.threshold)
         shows = {"fn": show, "inputs": [answer, threshold], "outputs": outputs, "show_progress": "hidden"}
         threshold.input(**shows, trigger_mode="always_last", api_name="threshold", concurrency_limit=None)
         search = {
@@ -123,8 +123,8 @@ def _inputs() -> list[Any]:
     return [picture, kind, words]
 
 
-def _outputs(begin: float) -> tuple[Any, list[Any]]:
-    """The threshold, which starts at `begin`, and what it changes, in the order of `Shown`."""
+def _outputs(floor: float, begin: float) -> tuple[Any, list[Any]]:
+    """The threshold, from `floor` on and at first `begin`, and what it changes, in the order of `Shown`."""
     drawing = gr.Image(
         label="Found",
         show_label=False,  # it would lie on the picture
@@ -135,7 +135,7 @@ def _outputs(begin: float) -> tuple[Any, list[Any]]:
     )
     status = gr.HTML(elem_id="status")
     threshold = gr.Slider(
-        FLOOR, 1, max(FLOOR, begin), step=0.01, label="Threshold", info="Boxes score above it.", elem_id="threshold"
+        floor, 1, begin, step=0.01, label="Threshold", info="Boxes score above it.", elem_id="threshold"
     )
     table = gr.Dataframe(
         headers=["Label", "Score", "Left, top, right, bottom"],
