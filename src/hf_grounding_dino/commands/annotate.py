@@ -1,4 +1,4 @@
-"""Label pictures in bulk: `hf-grounding-dino annotate --images photos --labels "cat, dog" --output labels`."""
+"""Label images in bulk: `hf-grounding-dino annotate --images photos --labels "cat" --model DIR --output labels`."""
 
 from __future__ import annotations
 

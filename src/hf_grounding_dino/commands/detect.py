@@ -1,4 +1,4 @@
-"""Find what words name in pictures, and draw it: `hf-grounding-dino detect photo.jpg --labels "cat, dog"`."""
+"""Find what words name in pictures, and draw it: `hf-grounding-dino detect photo.jpg --labels "cat" --model ID`."""
 
 from __future__ import annotations
 

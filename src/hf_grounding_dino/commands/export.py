@@ -58,7 +58,6 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UserError: a package is missing, there is no such model, it cannot be exported, or the file cannot be written.
     """
-    model = named_model(arguments.model)
     from hf_grounding_dino.exporting import compare, load_runner, missing_packages
 
     path, dtype = arguments.file, arguments.dtype
@@ -67,6 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     missing = missing_packages(arguments.format)
     if missing:
         raise UserError(f"--format {arguments.format} needs packages that are missing: pip install {' '.join(missing)}")
+    model = named_model(arguments.model)
     make_folder(path.parent)
     with quiet_libraries():
         detector = load_detector(model, "cpu")
