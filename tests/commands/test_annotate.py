@@ -14,9 +14,11 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from PIL import Image
 
 import hf_grounding_dino
+from fake_hub import COMMIT, NOWHERE, hub_at, put_into_cache
 from hf_grounding_dino.annotation.annotator import annotate as annotate_pictures
 from hf_grounding_dino.annotation.answers import AnnotationError
 from hf_grounding_dino.annotation.finder import Options
@@ -93,6 +95,37 @@ def test_a_folder(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -
         torch.testing.assert_close(boxes[:, :2], expected["boxes"][kept, :2], atol=0.02, rtol=0)
         torch.testing.assert_close(boxes[:, 2:], sides[kept], atol=0.02, rtol=0)
         assert [item["category_id"] - 1 for item in found] == expected["labels"][kept].tolist()
+
+
+def test_the_info_says_by_which_model_and_rule(
+    model: Path, here: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A repo by its id and commit, a folder by its name and the fingerprint of its weights."""
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    hub_at(monkeypatch, NOWHERE)
+    put_into_cache(cache, "someone/finder", model)
+    Path("least.json").write_text('{"cat": 0.1}')
+    kept = {"threshold": 0.25, "thresholds": {"cat": 0.1}, "scoring": "max", "nms": 0.6, "top_k": 300}
+    infos = []
+    for name in ("someone/finder", str(model)):
+        asked = ["--images", "in", "--labels", "cat", "--thresholds", "least.json", "--nms", "0.6", "--output"]
+        output = f"labels-{len(infos)}"
+        assert main(["annotate", *asked, output, "--model", name]) == 0
+        infos.append(json.loads(Path(output, "annotations.json").read_text())["info"])
+        assert {key: infos[-1][key] for key in kept} == kept and infos[-1]["dtype"] == "float32"
+    repo, folder = infos
+    assert (repo["model"], repo["revision"]) == ("someone/finder", COMMIT)
+    assert (folder["model"], folder["revision"]) == (model.name, folder["fingerprint"])
+    assert repo["fingerprint"] == folder["fingerprint"] and len(repo["fingerprint"]) == 16
+
+
+def test_a_run_goes_on_wherever_its_model_lies(model: Path, here: Path) -> None:
+    """Under another name it is the same; the name that it was begun with stays."""
+    assert annotate(model, "--images", "in", "--shard", "1/2") == 0
+    shutil.copytree(model, "moved")
+    assert annotate(Path("moved"), "--images", "in", "--shard", "2/2") == 0
+    assert json.loads(Path("out/annotations.json").read_text())["info"]["model"] == model.name
 
 
 def test_shards_and_merge(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:

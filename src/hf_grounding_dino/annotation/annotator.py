@@ -52,6 +52,7 @@ def annotate(
     options: Options = _DEFAULTS,
     shard: Shard = _WHOLE,
     progress: bool = True,
+    revision: str | None = None,
 ) -> Summary:
     """Find labels in all pictures of a source and write them as a data set.
 
@@ -70,6 +71,7 @@ def annotate(
         options: which boxes are kept, and how many pictures run together.
         shard: which part of the pictures this call does.
         progress: show on stderr how many are done, the rate, and how long the rest takes.
+        revision: the commit of the model's repo, for the `info` of COCO files; left out, a fingerprint stands there.
 
     Raises:
         AnnotationError: labels that cannot be looked for, a run that was begun in the folder with other labels, model,
@@ -93,7 +95,7 @@ def annotate(
         root=relative_root(source.root, Path(output)),
         chunk_size=options.chunk_size,
         model_name=model_title(model.name_or_path or ""),
-        revision=getattr(model.config, "_commit_hash", None),
+        revision=revision,
     )
     return run_annotation(finder, source, Path(output), settings, options=options, shard=shard, progress=progress)
 

@@ -98,6 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _annotate(arguments: argparse.Namespace) -> Summary:
     from hf_grounding_dino.annotation.annotator import annotate
+    from hf_grounding_dino.loading import cached_revision
 
     if not arguments.labels:
         raise UserError('nothing to look for: give --labels "cat, remote control" or --labels @names.txt')
@@ -121,6 +122,7 @@ def _annotate(arguments: argparse.Namespace) -> Summary:
         options=options,
         shard=shard,
         progress=shard.index == 0 or arguments.shard is not None,
+        revision=cached_revision(arguments.model),
     )
 
 
