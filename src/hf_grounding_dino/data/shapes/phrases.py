@@ -50,7 +50,7 @@ VOCABULARY: Final[tuple[str, ...]] = tuple(
 """Every word and mark that a prompt can hold, and common words that a user may add; sorted, lower case."""
 
 NAMING_WORDS: Final = frozenset({
-    *("object", "objects", "big"),
+    *("object", "big"),
     *(*SHAPES, *COLORS, *SIZES, *FILLS),
     *(plural(shape) for shape in SHAPES),
 })  # fmt: skip
