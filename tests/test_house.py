@@ -17,6 +17,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # A file is a stage of the data's way; it imports from the ones above it alone.
 STAGES = [
     "whole_files",
+    "printable",
+    "kept",
     "hub_or_cache",
     "memory",
     "configuration_grounding_dino",
@@ -49,6 +51,7 @@ STAGES = [
     "objective",
     "modeling_grounding_dino",
     "loading",
+    "closed_vocabulary",
     "masked_pyramid",
     "exporting",
     "conversion_rules",

@@ -45,7 +45,7 @@ def test_the_tokenizer_has_the_special_tokens_where_bert_has_them(processor: Gro
 
 
 def test_it_finds_all_of_the_demo_picture() -> None:
-    found = load_detector().detect(DEMO_PICTURE, labels=DEMO_LABELS)
+    found = load_detector("nano").detect(DEMO_PICTURE, labels=DEMO_LABELS)
     assert sorted(detection["label"] for detection in found) == sorted(DEMO_LABELS)
 
 
@@ -115,4 +115,4 @@ def test_batches_equal_single_pictures(
 
 def test_nothing_shown_nothing_found(processor: GroundingDinoProcessor) -> None:
     grey = Image.new("RGB", (200, 160), (90, 90, 95))
-    assert load_detector().detect(grey, labels=["red circle", "blue star"], threshold=0.5) == []
+    assert load_detector("nano").detect(grey, labels=["red circle", "blue star"], threshold=0.5) == []

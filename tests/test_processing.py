@@ -202,13 +202,15 @@ def test_scores_by_hand(processor: GroundingDinoProcessor) -> None:
     torch.testing.assert_close(result["scores"], torch.tensor([0.99, 0.99]))
 
 
-def test_which_threshold_is_itself_let_through(processor: GroundingDinoProcessor) -> None:
-    """The threshold of the demonstrations is exclusive, the one of the benchmarks inclusive, so that 0 keeps all."""
+def test_no_threshold_is_itself_let_through(processor: GroundingDinoProcessor) -> None:
+    """One rule, that of transformers, for demonstrations and benchmarks: what scores above the threshold is kept."""
     ids = processor(text=["cat"])["input_ids"]
     outputs = SimpleNamespace(logits=torch.zeros(1, 1, 4), pred_boxes=torch.zeros(1, 1, 4), input_ids=ids)
     assert len(processor.post_process_grounded_object_detection(outputs, threshold=0.5)[0]["scores"]) == 0
-    assert len(processor.post_process_object_detection(outputs, threshold=0.5)[0]["scores"]) == 1
-    outputs.logits -= 1000
+    assert len(processor.post_process_object_detection(outputs, threshold=0.5)[0]["scores"]) == 0
+    for post_process in (processor.post_process_grounded_object_detection, processor.post_process_object_detection):
+        assert len(post_process(outputs, threshold=0.499)[0]["scores"]) == 1
+    outputs.logits -= 80  # a score of 2e-35: all that is not 0 is kept where nothing is said
     assert len(processor.post_process_object_detection(outputs)[0]["scores"]) == 1
 
 

@@ -13,6 +13,8 @@ from weakref import WeakKeyDictionary
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 from transformers import PreTrainedModel
 
+from .printable import printable
+
 logger = logging.getLogger(__name__)
 
 _OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
@@ -62,4 +64,4 @@ def _what_keeps_from(name: str) -> str | None:
 
 @functools.cache
 def _say_once(line: str) -> None:
-    logger.warning(line)
+    logger.warning(printable(line))

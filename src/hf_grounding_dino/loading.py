@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 
 from .hub_or_cache import hub_or_cache
@@ -17,6 +19,7 @@ from .prompts import special_token_ids
 
 _CONFIG_FILE = "config.json"
 _BEST_OF_RUN = "best"
+_SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/")
 _SAMPLED_VALUES = 64
 _NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "dtype", "architectures")
 
@@ -71,6 +74,18 @@ def _refuse_other_folders(model: str) -> None:
             raise LoadingError(f"no such model: {model}")
     elif not (folder / _CONFIG_FILE).exists() and (folder / _BEST_OF_RUN / _CONFIG_FILE).exists():
         raise LoadingError(f"{model} is the folder of a training run: its best model is {folder / _BEST_OF_RUN}")
+
+
+def model_title(model: str) -> str:
+    """What a model is called for people: a repo by its id, a folder by its name, without what it lies in."""
+    return Path(model).resolve().name if Path(model).is_dir() else model
+
+
+def cached_revision(model: str) -> str | None:
+    """The commit of a repo's main branch that was loaded, as the cache of the Hub's client has it; None of a folder."""
+    file = None if Path(model).is_dir() else try_to_load_from_cache(model, _CONFIG_FILE)
+    found = _SNAPSHOT.search(Path(file).as_posix()) if isinstance(file, str) else None
+    return found[1] if found else None
 
 
 def model_fingerprint(model: GroundingDinoForObjectDetection, *also: object) -> str:

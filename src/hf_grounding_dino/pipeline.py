@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from io import IOBase
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import ZeroShotObjectDetectionPipeline
 
+from .closed_vocabulary import doubts
 from .configuration_grounding_dino import as_own_config
 from .hub_or_cache import hub_options
 from .image_processing_grounding_dino import read_images, upright
@@ -91,8 +93,9 @@ class GroundingDinoPipeline(ZeroShotObjectDetectionPipeline):
             list of such for a list; an iterator over such, made as they are asked for, for the rest.
 
         Raises:
-            ValueError: no labels, an empty or unknown label, no picture, one that cannot be read, not as many lists of
-                labels as pictures, or an option out of its range.
+            ValueError: no labels, an empty or unknown label, one that the model cannot know (`closed_vocabulary`), no
+                picture, one that cannot be read, not as many lists of labels as pictures, or an option out of its
+                range.
             TypeError: an option that does not exist.
         """
         candidate_labels = kwargs.pop("text_queries", candidate_labels)
@@ -169,6 +172,8 @@ class GroundingDinoPipeline(ZeroShotObjectDetectionPipeline):
             same_labels.setdefault(tuple(item["labels"]), []).append(row)
         found: dict[int, Detections] = {}
         for labels, rows in same_labels.items():
+            for doubt in doubts(self.model, labels):
+                warnings.warn(doubt, stacklevel=2)
             least = threshold_per_label(threshold, labels)
             results = detect(
                 cast(GroundingDinoForObjectDetection, self.model),

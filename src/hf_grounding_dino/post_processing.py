@@ -139,12 +139,12 @@ def class_detections(
 
     Args:
         scores_QP: the score of each class at each query.
-        threshold: the least score, inclusive.
+        threshold: the least score, exclusive, as everywhere.
         top_k: how many pairs to keep; None keeps all.
         one_label_per_box: let only the best class of each query take part.
     """
     num_phrases = max(scores_QP.shape[1], 1)
-    candidates_QP = scores_QP >= threshold
+    candidates_QP = scores_QP > threshold
     if one_label_per_box and scores_QP.numel():
         best_QP = torch.zeros_like(candidates_QP).scatter_(1, scores_QP.argmax(1, keepdim=True), True)
         candidates_QP = candidates_QP & best_QP

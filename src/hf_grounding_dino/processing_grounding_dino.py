@@ -225,7 +225,7 @@ class GroundingDinoProcessor(ProcessorMixin):
         Args:
             outputs: what the model gave: `logits`, `pred_boxes` and, unless given here, `input_ids`.
             text_labels: the classes of the prompt: one list for all images, or one list an image.
-            threshold: the least score, inclusive. A class scores as the mean of its tokens.
+            threshold: the least score, exclusive. A class scores as the mean of its tokens.
             target_sizes: (height, width) of each image, for boxes in pixels; without it they are in [0, 1].
             top_k: how many pairs to keep of each image; None keeps all.
             input_ids: the token ids of the prompts.

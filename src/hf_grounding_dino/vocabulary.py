@@ -178,7 +178,7 @@ def detect(
         processor: its processor.
         images: pictures as the processor takes them, one or a list.
         labels: what to look for, in all of them.
-        threshold: the least score: inclusive for "mean", exclusive for "max".
+        threshold: the least score, exclusive.
         top_k: how many detections to keep of each picture, or of each of its prompts; None keeps all.
         scoring: "mean", as the benchmarks have it: a pair of box and class scores as the mean of its tokens. "max",
             as demonstrations have it: each box has its best class alone, and scores as the best token.

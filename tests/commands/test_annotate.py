@@ -14,9 +14,11 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from PIL import Image
 
 import hf_grounding_dino
+from fake_hub import COMMIT, NOWHERE, hub_at, put_into_cache
 from hf_grounding_dino.annotation.annotator import annotate as annotate_pictures
 from hf_grounding_dino.annotation.answers import AnnotationError
 from hf_grounding_dino.annotation.finder import Options
@@ -75,7 +77,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_a_folder(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The boxes are those of `vocabulary.detect` on the same pictures, at the same threshold and overlap."""
+    """The boxes are those of `vocabulary.detect` on the same pictures, at the same threshold."""
     assert annotate(model, "--images", "in") == 0
     printed = capsys.readouterr()
     assert printed.err == ""
@@ -85,9 +87,7 @@ def test_a_folder(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -
     assert printed.out == f"4 pictures labelled, {len(document['annotations'])} boxes: out\n"
     detector = load_detector(model, "cpu")
     pictures = [Image.open(here / "in" / name) for name in names]
-    truth = detect(
-        detector.model, detector.processor, pictures, LABELS, top_k=None, scoring="max", nms_threshold=0.7
-    )  # fmt: skip
+    truth = detect(detector.model, detector.processor, pictures, LABELS, scoring="max")
     for i, expected in enumerate(truth, start=1):
         found = [item for item in document["annotations"] if item["image_id"] == i]
         boxes = torch.tensor([item["bbox"] for item in found])
@@ -96,6 +96,37 @@ def test_a_folder(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -
         torch.testing.assert_close(boxes[:, :2], expected["boxes"][kept, :2], atol=0.02, rtol=0)
         torch.testing.assert_close(boxes[:, 2:], sides[kept], atol=0.02, rtol=0)
         assert [item["category_id"] - 1 for item in found] == expected["labels"][kept].tolist()
+
+
+def test_the_info_says_by_which_model_and_rule(
+    model: Path, here: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A repo by its id and commit, a folder by its name and the fingerprint of its weights."""
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    hub_at(monkeypatch, NOWHERE)
+    put_into_cache(cache, "someone/finder", model)
+    Path("least.json").write_text('{"cat": 0.1}')
+    kept = {"threshold": 0.25, "thresholds": {"cat": 0.1}, "scoring": "max", "nms": 0.6, "top_k": 300}
+    infos = []
+    for name in ("someone/finder", str(model)):
+        asked = ["--images", "in", "--labels", "cat", "--thresholds", "least.json", "--nms", "0.6", "--output"]
+        output = f"labels-{len(infos)}"
+        assert main(["annotate", *asked, output, "--model", name]) == 0
+        infos.append(json.loads(Path(output, "annotations.json").read_text())["info"])
+        assert {key: infos[-1][key] for key in kept} == kept and infos[-1]["dtype"] == "float32"
+    repo, folder = infos
+    assert (repo["model"], repo["revision"]) == ("someone/finder", COMMIT)
+    assert (folder["model"], folder["revision"]) == (model.name, folder["fingerprint"])
+    assert repo["fingerprint"] == folder["fingerprint"] and len(repo["fingerprint"]) == 16
+
+
+def test_a_run_goes_on_wherever_its_model_lies(model: Path, here: Path) -> None:
+    """Under another name it is the same; the name that it was begun with stays."""
+    assert annotate(model, "--images", "in", "--shard", "1/2") == 0
+    shutil.copytree(model, "moved")
+    assert annotate(Path("moved"), "--images", "in", "--shard", "2/2") == 0
+    assert json.loads(Path("out/annotations.json").read_text())["info"]["model"] == model.name
 
 
 def test_shards_and_merge(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,7 +242,7 @@ def test_bad_pictures(model: Path, here: Path, capsys: pytest.CaptureFixture[str
         (["--images", "in", "--batch-size", "0"], "argument --batch-size: 0 is not a whole number from 1 up"),
         (["--images", "in", "--batch-size", "33"], "the batch size is 33: 1 to 32 is possible"),
         (["--images", "in", "--threshold", "low"], "argument --threshold: low is not a number from 0 to 1"),
-        (["--images", "in", "--nms", "2"], "the nms is 2.0: a number from 0 to 1 is needed"),
+        (["--images", "in", "--nms", "2"], "argument --nms: 2 is not a number from 0 to 1"),
         (["--images", "in", "--top-k", "0"], "argument --top-k: 0 is not a whole number from 1 up"),
         (["--images", "in", "--threads", "-1"], "argument --threads: -1 is not a whole number from 1 up"),
         (["--images", "in", "--thresholds", "none.json"], "none.json: No such file"),

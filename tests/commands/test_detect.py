@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import io
 import json
 import os
 import runpy
@@ -25,13 +26,22 @@ from PIL import Image
 import hf_grounding_dino
 from hf_grounding_dino import GroundingDinoPipeline
 from hf_grounding_dino.assets import DEMO_LABELS, DEMO_PICTURE
-from hf_grounding_dino.commands import PROGRAM, UserError
+from hf_grounding_dino.commands import PROGRAM, UserError, model_options
 from hf_grounding_dino.commands import detect as command
 from hf_grounding_dino.commands.detect import load_detector, parse_labels
-from hf_grounding_dino.commands.main import main
-from hf_grounding_dino.commands.pictures import find_pictures, name_results, own_name, write_file
+from hf_grounding_dino.commands.main import COMMANDS, main
+from hf_grounding_dino.commands.model_options import NANO_ANSWERS
+from hf_grounding_dino.commands.pictures import (
+    encoded,
+    find_pictures,
+    name_results,
+    own_name,
+    read_picture,
+    write_file,
+)
 from hf_grounding_dino.data.shapes import VOCABULARY
 from hf_grounding_dino.data.tokenizer import build_tokenizer
+from hf_grounding_dino.drawing import draw_detections
 from hf_grounding_dino.image_processing_grounding_dino import GroundingDinoImageProcessor
 from hf_grounding_dino.processing_grounding_dino import GroundingDinoProcessor
 from hf_grounding_dino.thresholds import Thresholds
@@ -107,11 +117,12 @@ def test_a_file_gives_a_drawing_and_detections(model: Path, here: Path, capsys: 
         assert 0 <= box["ymin"] <= box["ymax"] <= 40
     scores = [row["score"] for row in detections]
     assert scores == sorted(scores, reverse=True)
-    with Image.open("out/photo.png") as drawing:
+    with Image.open("out/photo.jpg") as drawing:
+        assert drawing.format == "JPEG"
         assert drawing.size == (60 * 16, 40 * 16)  # 640 / 40
     assert f"{scores[0]:5.3f}  {detections[0]['label']}" in printed.out
-    assert "drawn: out/photo.png" in printed.out
-    assert written() == ["photo.json", "photo.png"]
+    assert "drawn: out/photo.jpg" in printed.out
+    assert written() == ["photo.jpg", "photo.json"]
 
 
 @pytest.mark.parametrize("threshold", [0.0, Thresholds(0.2, {"cat 7": 0.0})], ids=["one", "calibrated"])
@@ -148,7 +159,7 @@ def test_folder_glob_and_twice_the_same(model: Path, here: Path) -> None:
         picture(here / "in" / name)
     (here / "in" / "notes.txt").write_text("no picture")
     assert detect(model, "in", "in/**/*.jpg", "in/a.jpg") == 0
-    assert written() == ["a.json", "a.png", "b.json", "b.png", "c.json", "c.png"]
+    assert written() == ["a.jpg", "a.json", "b.json", "b.png", "c.json", "c.png"]
 
 
 def test_results_are_no_pictures_to_detect_in(model: Path, here: Path) -> None:
@@ -290,15 +301,37 @@ def test_equal_names_do_not_overwrite(model: Path, here: Path, capsys: pytest.Ca
     assert detect(model, "a", "b", "c") == 0
     assert [name for name in written() if name.endswith("json")] == ["photo-2.json", "photo-3.json", "photo.json"]
     printed = capsys.readouterr().out
-    assert "drawn: out/photo-2.png (the name photo is another picture's)" in printed
+    assert "drawn: out/photo-2.jpg (the name photo is another image's)" in printed
     assert "drawn: out/photo.png\n" in printed
 
 
-def test_no_picture_is_overwritten(model: Path, here: Path) -> None:
-    before = picture(here / "photo.png").read_bytes()
-    assert detect(model, "photo.png", "--output", ".") == 0
-    assert (here / "photo.png").read_bytes() == before
-    assert (here / "photo-2.png").is_file()
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_no_picture_is_overwritten(model: Path, here: Path, suffix: str) -> None:
+    before = picture(here / f"photo{suffix}").read_bytes()
+    assert detect(model, f"photo{suffix}", "--output", ".") == 0
+    assert (here / f"photo{suffix}").read_bytes() == before
+    assert (here / f"photo-2{suffix}").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "drawn", "kind"),
+    [("a.jpg", "a.jpg", "JPEG"), ("a.JPEG", "a.jpg", "JPEG"), ("a.png", "a.png", "PNG"), ("a.webp", "a.png", "PNG")],
+)
+def test_a_drawing_keeps_the_format_of_its_image(model: Path, here: Path, name: str, drawn: str, kind: str) -> None:
+    """JPEG for JPEG: a photo of 12 megapixels as PNG has 10 MB. In good quality: as the PNG, but for a few levels."""
+    file = picture(here / name, (700, 650), quality=95)
+    assert detect(model, file, threshold=0.5) == 0
+    with Image.open(Path("out", drawn)) as drawing:
+        assert drawing.format == kind
+        shown = np.asarray(drawing.convert("RGB"), dtype=int)
+    expected = np.asarray(draw_detections(read_picture(file), found("a.json"), ["cat", "remote control"]), dtype=int)
+    assert np.abs(shown - expected).mean() < (8 if kind == "JPEG" else 1e-9)
+
+
+def test_a_drawing_that_no_jpeg_can_hold_is_shrunk() -> None:
+    """A side has 65,500 pixels at most, and a PNG that is called .jpg may have more."""
+    with Image.open(io.BytesIO(encoded(Image.new("RGB", (131_000, 4)), ".jpg"))) as drawing:
+        assert (drawing.format, drawing.size) == ("JPEG", (65_500, 2))
 
 
 def test_names_of_results(here: Path) -> None:
@@ -306,7 +339,7 @@ def test_names_of_results(here: Path) -> None:
     assert own_name("https://host/x/y%2Fz.jpg?a=b") == "z"
     assert own_name("https://host/") == "picture"
     assert len(own_name("é" * 300).encode()) <= 200
-    assert name_results(["A.png", "b/a.jpg"], here / "out") == {"A.png": "A", "b/a.jpg": "a-2"}
+    assert name_results(["A.png", "b/a.jpg"], here / "out") == {"A.png": "A.png", "b/a.jpg": "a-2.jpg"}
 
 
 def test_a_write_that_fails_leaves_the_old_file(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,10 +358,12 @@ def test_a_write_that_fails_leaves_the_old_file(here: Path, monkeypatch: pytest.
 def test_demo_needs_no_other_argument(
     model: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "NANO", model)
+    monkeypatch.setattr(model_options, "NANO", model)
     assert main(["detect", "--demo"]) == 0
     assert written() == ["shapes.json", "shapes.png"]
-    assert "drawn: out/shapes.png" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "drawn: out/shapes.png" in printed.out
+    assert printed.err == f"{PROGRAM}: {NANO_ANSWERS}\n"
     assert {row["label"] for row in found("shapes.json")} <= set(DEMO_LABELS)
 
 
@@ -481,16 +516,41 @@ def test_help_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
     one_line(capsys)
 
 
-def test_help_imports_nothing_heavy() -> None:
-    script = """
+LIGHT = [
+    ["--help"],
+    ["--version"],
+    ["defect"],
+    [],
+    *([name, "--help"] for name in COMMANDS),
+    ["train", "--list"],
+    ["train"],
+    ["train", "nosuch"],
+    ["train", "nosuch.yaml"],
+    *([name, *words] for name in ("evaluate", "calibrate") for words in (["--list"], ["cocoo", "--model", "m"])),
+    ["evaluate", "coco", "--model", "m"],
+    ["evaluate"],
+    ["detect"],
+    ["detect", "none.png", "--labels", "cat"],
+]
+
+
+def test_what_needs_no_model_imports_nothing_heavy(tmp_path: Path) -> None:
+    """Help, lists, and names of commands, recipes and benchmarks that are misspelt: answered before torch is there."""
+    script = f"""
 import sys
 from hf_grounding_dino.commands.main import main
-assert main(["--help"]) == main(["detect", "--help"]) == 0
-print(sorted({"torch", "torchvision", "transformers"} & set(sys.modules)))
+heavy = "torch torchvision transformers datasets accelerate evaluate pyarrow scipy pandas gradio huggingface_hub"
+for argv in {LIGHT!r}:
+    code = main(argv)
+    print("IMPORTED", code, argv, sorted(set(heavy.split()) & set(sys.modules)))
 """
     environment = {**os.environ, "PYTHONPATH": str(SOURCE.parent)}
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
-    assert result.stdout.splitlines()[-1] == "[]"
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment, cwd=tmp_path
+    )
+    lines = [line for line in result.stdout.splitlines() if line.startswith("IMPORTED")]
+    expected = [(0 if {"--help", "--list", "--version"} & set(argv) else 2, argv) for argv in LIGHT]
+    assert lines == [f"IMPORTED {code} {argv} []" for code, argv in expected]
 
 
 @pytest.mark.parametrize("face", ["module", "script"])

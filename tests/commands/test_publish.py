@@ -34,10 +34,13 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     return printed.err.removeprefix(f"{PROGRAM}: ").rstrip()
 
 
-def test_a_folder_is_written_and_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("spelling", ["--license", "--licence"])
+def test_a_folder_is_written_and_named(
+    run: Path, spelling: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The best model is of step 200; its label table is left out."""
     to = tmp_path / "mine"
-    assert main(["publish", str(run), "--to", str(to), "--licence", "mit", "--tag", "shapes", "--tag", "toys"]) == 0
+    assert main(["publish", str(run), "--to", str(to), spelling, "mit", "--tag", "shapes", "--tag", "toys"]) == 0
     printed = capsys.readouterr()
     assert printed.out == f"{to}\n" and printed.err == ""
     card = ModelCard.load(to / "README.md")

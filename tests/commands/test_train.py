@@ -24,7 +24,8 @@ from hf_grounding_dino import GroundingDinoForObjectDetection, GroundingDinoProc
 from hf_grounding_dino.commands import PROGRAM
 from hf_grounding_dino.commands.main import main
 from hf_grounding_dino.training import publish as publishing
-from hf_grounding_dino.training.recipe import read_recipe, recipe_names
+from hf_grounding_dino.training.recipe import read_recipe
+from hf_grounding_dino.training.recipes import recipe_names
 from hf_grounding_dino.training.start import load_start
 from hf_grounding_dino.training.states import RunFolder
 from training.hub_on_loopback import OWNER, TOKEN, hub_on_loopback

@@ -191,7 +191,7 @@ def test_a_picture_that_lies_on_its_side_is_turned(tmp_path: Path) -> None:
 
 def test_it_finds_what_detect_finds() -> None:
     """With the model that ships: the page above 0.25 is what `detect` gives at 0.25, all eight shapes."""
-    detector = load_detector()
+    detector = load_detector("nano")
     answer = find(detector, str(DEMO_PICTURE), DEMO_LABELS)
     expected = detector.detect(DEMO_PICTURE, labels=DEMO_LABELS, threshold=0.25)
     assert above(answer, 0.25) == expected and len(expected) == len(DEMO_LABELS)

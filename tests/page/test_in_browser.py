@@ -28,7 +28,7 @@ class Counted:
     """The model that ships, and how often it ran."""
 
     def __init__(self) -> None:
-        self.detector: Detector = load_detector()
+        self.detector: Detector = load_detector("nano")
         self.calls = 0
 
     def detect(self, image: Any, **question: Any) -> Any:

@@ -215,7 +215,7 @@ def test_the_note_is_plain_text(served: Served) -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.title)
 def test_the_small_model_finds_the_examples(example: Any) -> None:
-    answer, problem = search_picture(load_detector(), example.picture, example.kind, example.words, None)
+    answer, problem = search_picture(load_detector("nano"), example.picture, example.kind, example.words, None)
     assert answer is not None and problem == ""
     found = {one["label"] for one in answer.detections if (one["score"] or 0) > 0.25}
     words = words_of(example.kind, example.words)

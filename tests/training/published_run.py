@@ -10,6 +10,7 @@ import yaml
 from PIL import Image
 
 from hf_grounding_dino.assets import DEMO_LABELS, NANO
+from hf_grounding_dino.closed_vocabulary import WORDS_FILE
 from hf_grounding_dino.training.facts import SetFacts, write_data_facts
 
 RECIPE = {
@@ -37,7 +38,7 @@ EVALUATIONS = {
 def write_run(run: Path) -> Path:
     """`best/` and `last/`, the recipe, metrics of 400 steps and a sheet of pictures."""
     for which, step in (("best", 200), ("last", 400)):
-        shutil.copytree(NANO, run / which)
+        shutil.copytree(NANO, run / which, ignore=shutil.ignore_patterns(WORDS_FILE))  # training writes none
         (run / which / "step.json").write_text(json.dumps({"step": step}))
     (run / "best" / "denoising.safetensors").write_bytes(b"only for training")
     (run / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))

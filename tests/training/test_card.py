@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -168,3 +169,32 @@ def test_scores_of_few_pictures_and_of_known_ones_are_told() -> None:
     plain = replace(val, measured=None, trained_on=False)
     limits = sections(write_card(replace(BARE, sets=(plain,), scores=(SCORE,))))["Limits"]
     assert "were measured" not in limits and "trained on val" not in limits
+
+
+def test_html_of_others_is_text() -> None:
+    """In names, labels and options: nothing of it is a tag, ends a block of code, or opens a row or a title."""
+    evil = "<img src=x onerror=alert(1)>\n\n# Title | ```\n<script>"
+    facts = CardFacts(
+        name=evil,
+        model_type=evil,
+        base_name=evil,
+        licence=evil,
+        sets=(SetFacts(name=evil, labels=(evil, "cat")), SetFacts(name=evil, role="keep", labels=(evil,))),
+        scores=(Score(evil, "AP", 0.5, 0.6), Score(evil, evil, 0.5, None)),
+        chosen_by=evil,
+        chosen_of=2,
+        recipe={"prompts": {evil: evil}, "seed": 1},
+    )
+    text = ModelCard(write_card(facts)).text
+    outside, inside = "", ""
+    for number, part in enumerate(re.split(r"^```.*$", text, flags=re.MULTILINE)):
+        if number % 2:
+            inside += part
+        else:
+            outside += part
+    assert "<" not in outside and "&lt;script&gt;" in outside
+    assert text.count("\n```") == 4, "two blocks of code"
+    assert not re.search(r"^# Title", text, re.MULTILINE)
+    assert "candidate_labels=[" in inside
+    for line in re.findall(r"candidate_labels=(\[.*\]), threshold", inside):
+        assert ast.literal_eval(line) == [evil, "cat"]

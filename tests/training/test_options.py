@@ -13,7 +13,8 @@ import yaml
 
 from hf_grounding_dino.data.records import SourceEntry
 from hf_grounding_dino.training.options import OptionError, build, set_options
-from hf_grounding_dino.training.recipe import as_yaml, read_recipe, recipe_names, recipe_summary
+from hf_grounding_dino.training.recipe import as_yaml, read_recipe
+from hf_grounding_dino.training.recipes import recipe_names, recipe_summary
 
 from .runs import write_recipe
 

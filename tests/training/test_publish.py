@@ -75,6 +75,28 @@ def test_the_folder_holds_all_of_it_and_no_more(run: Path, folder: Path, tmp_pat
     assert {file.name for file in (tmp_path / "more").iterdir()} == FILES | {"denoising.safetensors"}
 
 
+@pytest.mark.parametrize(
+    "name", ["best/notes.json", "best/model.safetensors", "metrics.jsonl", "pictures/z.png", "best"]
+)
+def test_nothing_is_copied_that_a_link_leads_to_outside(name: str, tmp_path: Path) -> None:
+    """Such as a key of this user; the line names the link, and nothing is written. Links inside of the run serve."""
+    run = write_run(tmp_path / "run")
+    place, elsewhere = run / name, tmp_path / "elsewhere"
+    if place.exists():
+        place.rename(elsewhere)
+    else:
+        elsewhere.write_text("a secret")
+    place.symlink_to(elsewhere)
+    with pytest.raises(PublishError, match=re.escape(f"is a link to {elsewhere}")):
+        publish(run, to=tmp_path / "published")
+    assert not (tmp_path / "published").exists()
+    place.unlink()
+    elsewhere.rename(run / "kept")
+    place.symlink_to(run / "kept")
+    if name != "pictures/z.png":
+        assert publish(run, to=tmp_path / "published")
+
+
 def test_the_code_of_the_package_comes_along_where_it_is_asked_for(run: Path, folder: Path, tmp_path: Path) -> None:
     """What is published is then loaded from its own copy of the code; the model of the run stays as it was."""
     before = {file.name: file.read_bytes() for file in (run / "best").iterdir()}

@@ -19,7 +19,8 @@ import hf_grounding_dino
 from hf_grounding_dino.data.readers import FORMATS
 from hf_grounding_dino.data.shapes import VOCABULARY
 from hf_grounding_dino.data.tokenizer import build_tokenizer
-from hf_grounding_dino.training.recipe import read_recipe, recipe_names
+from hf_grounding_dino.training.recipe import read_recipe
+from hf_grounding_dino.training.recipes import recipe_names
 from hf_grounding_dino.training.schedules import ScheduleSettings
 from hf_grounding_dino.training.start import load_start
 

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from ..data.pictures import open_picture
-from ..loading import model_fingerprint
+from ..loading import model_fingerprint, model_title
 from ..memory import in_batches, is_out_of_memory
 from ..modeling_grounding_dino import GroundingDinoForObjectDetection
 from ..processing_grounding_dino import GroundingDinoProcessor
@@ -53,6 +53,7 @@ def annotate(
     options: Options = _DEFAULTS,
     shard: Shard = _WHOLE,
     progress: bool = True,
+    revision: str | None = None,
 ) -> Summary:
     """Find labels in all pictures of a source and write them as a data set.
 
@@ -71,6 +72,7 @@ def annotate(
         options: which boxes are kept, and how many pictures run together; half as many where memory does not suffice.
         shard: which part of the pictures this call does.
         progress: show on stderr how many are done, the rate, and how long the rest takes.
+        revision: the commit of the model's repo, for the `info` of COCO files; left out, a fingerprint stands there.
 
     Raises:
         AnnotationError: labels that cannot be looked for, a run that was begun in the folder with other labels, model,
@@ -93,6 +95,9 @@ def annotate(
         pictures=len(source.names),
         names=digest_of(source.names),
         root=relative_root(source.root, Path(output)),
+        chunk_size=options.chunk_size,
+        model_name=model_title(model.name_or_path or ""),
+        revision=revision,
     )
     return run_annotation(finder, source, Path(output), settings, options=options, shard=shard, progress=progress)
 

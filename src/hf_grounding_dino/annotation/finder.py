@@ -11,10 +11,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..kept import KEPT
 from ..modeling_grounding_dino import GroundingDinoForObjectDetection
 from ..post_processing import Detections, without_overlaps
 from ..processing_grounding_dino import GroundingDinoProcessor
-from ..vocabulary import LabelPrompts, Scoring
+from ..vocabulary import Chunking, LabelPrompts, Scoring
 from .answers import AnnotationError
 from .files import is_writable_text
 
@@ -27,17 +28,19 @@ class Options:
     thresholds: another one for some of the labels.
     scoring: "max", a box has its best label alone and scores as that one's best token; or "mean", as calibrated
         thresholds want it, a label scores as the mean of its tokens.
-    nms: of two boxes of one label that overlap by more (IoU, in [0, 1]), the better is kept; 1 keeps all.
+    nms: of two boxes of one label that overlap by more (IoU, in [0, 1]), the better is kept; None or 1 keeps all.
     top_k: the most boxes of a picture; None keeps all.
+    chunk_size: the most labels of a prompt; None for as many as its tokens hold.
     batch_size: pictures that run together, 1 to 32.
     threads: how many read ahead; None for one a core, 16 at most.
     """
 
-    threshold: float = 0.3
+    threshold: float = KEPT.threshold
     thresholds: Mapping[str, float] = field(default_factory=dict)
     scoring: Scoring = "max"
-    nms: float = 0.7
-    top_k: int | None = None
+    nms: float | None = KEPT.nms
+    top_k: int | None = KEPT.top_k
+    chunk_size: int | None = KEPT.chunk_size
     batch_size: int = 4
     threads: int | None = None
 
@@ -47,18 +50,17 @@ class Options:
         Raises:
             AnnotationError: a number out of its range.
         """
-        shares = {"threshold": self.threshold, "nms": self.nms}
+        shares = {"threshold": self.threshold, **({} if self.nms is None else {"nms": self.nms})}
         for name, value in [*shares.items(), *((f"threshold of {k!r}", v) for k, v in self.thresholds.items())]:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
                 raise AnnotationError(f"the {name} is {value!r}: a number from 0 to 1 is needed")
         if self.scoring not in get_args(Scoring):
             raise AnnotationError(f"scoring is {self.scoring!r}: one of {', '.join(get_args(Scoring))} is needed")
-        if self.top_k is not None and self.top_k < 1:
-            raise AnnotationError(f"top_k is {self.top_k}: 1 or more is needed")
+        for name, count in (("top_k", self.top_k), ("chunk_size", self.chunk_size), ("threads", self.threads)):
+            if count is not None and count < 1:
+                raise AnnotationError(f"{name} is {count}: 1 or more is needed")
         if not 1 <= self.batch_size <= LARGEST_BATCH:
             raise AnnotationError(f"the batch size is {self.batch_size}: 1 to {LARGEST_BATCH} is possible")
-        if self.threads is not None and self.threads < 1:
-            raise AnnotationError(f"threads is {self.threads}: 1 or more is needed")
 
 
 LARGEST_BATCH = 32
@@ -120,7 +122,7 @@ class LabelFinder:
         _check_labels(labels, options)
         self.model, self.processor, self.labels, self.options = model, processor, list(labels), options
         try:
-            self._prompts = LabelPrompts(labels, processor)
+            self._prompts = LabelPrompts(labels, processor, Chunking(labels=options.chunk_size))
         except ValueError as error:
             raise AnnotationError(error) from error
         per_label = [options.thresholds.get(label, options.threshold) for label in self.labels]
@@ -153,7 +155,7 @@ class LabelFinder:
         kept = (joined["scores"] > self._thresholds[joined["labels"]]).nonzero()[:, 0]
         kept = kept[joined["scores"][kept].argsort(descending=True, stable=True)]
         ranked: Detections = {name: values[kept] for name, values in joined.items()}
-        if self.options.nms < 1:
+        if self.options.nms is not None:
             ranked = without_overlaps({**ranked, "text_labels": [""] * len(kept)}, self.options.nms)
         boxes, labels, scores = (ranked[name][: self.options.top_k].tolist() for name in ("boxes", "labels", "scores"))
         return Found(boxes, labels, scores)

@@ -16,16 +16,19 @@ from .files import WORK_FOLDER, write_text
 
 _VERSION = 1
 _FILE = PurePosixPath(WORK_FOLDER, "run.json")
+_FOR_PEOPLE = ("root", "model_name", "revision")
+"""What may differ from one computer to another that works on a run; the first one's counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """All that the output of a run depends on.
 
-    model: what tells it from others.
+    model: a fingerprint that tells it from others.
+    model_name, revision: for people, the repo and the commit on the Hub, or the folder and None.
     dtype: what it computes in.
     labels: in order.
-    threshold, thresholds, scoring, nms, top_k: as in `Options`.
+    threshold, thresholds, scoring, nms, top_k, chunk_size: as in `Options`.
     format: of the files that are written.
     pictures: how many the source has.
     names: a digest of their names.
@@ -38,13 +41,16 @@ class Settings:
     labels: Sequence[str]
     threshold: float
     thresholds: Mapping[str, float]
-    nms: float
+    nms: float | None
     top_k: int | None
     format: str
     pictures: int
     names: str
     root: str | None
     scoring: str = "max"
+    chunk_size: int | None = None
+    model_name: str = ""
+    revision: str | None = None
 
 
 def digest_of(names: Sequence[str]) -> str:
@@ -82,7 +88,7 @@ def begin(output: Path, settings: Settings) -> Settings:
     begun = read_settings(output)
     for name, there in asdict(begun).items():
         now = asdict(settings)[name]
-        if there != now and name != "root":
+        if there != now and name not in _FOR_PEOPLE:
             raise AnnotationError(
                 f"{output}: the run in it was begun with {_describe(name, there, now)}; go on with that, or choose"
                 " another output folder"

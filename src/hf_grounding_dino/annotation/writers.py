@@ -58,7 +58,7 @@ def write_coco(folder: Path, run: Settings, pictures: Iterable[LabelledPicture])
     """One JSON: ids from 1, a picture's being its place among all pictures; boxes xywh with `score`."""
     categories = [{"id": i, "name": label, "supercategory": ""} for i, label in enumerate(run.labels, start=1)]
     with atomic_file(folder, "annotations.json") as file:
-        file.write(f'{{"info": {_json({"description": f"labelled by model {run.model}"})},\n"licenses": [],')
+        file.write(f'{{"info": {_json(_coco_info(run))},\n"licenses": [],')
         file.write('\n"categories": ')
         _write_items(file, categories)
         file.write(',\n"images": ')
@@ -66,6 +66,23 @@ def write_coco(folder: Path, run: Settings, pictures: Iterable[LabelledPicture])
         file.write(',\n"annotations": ')
         _write_items(file, _coco_annotations(pictures))
         file.write("}\n")
+
+
+def _coco_info(run: Settings) -> dict[str, Any]:
+    """By which model, at which revision, and by which rule the boxes were found."""
+    return {
+        "description": f"labelled by model {run.model_name or run.model}",
+        "model": run.model_name or None,
+        "revision": run.revision or run.model,
+        "fingerprint": run.model,
+        "dtype": run.dtype,
+        "threshold": run.threshold,
+        "thresholds": dict(run.thresholds),
+        "scoring": run.scoring,
+        "nms": run.nms,
+        "top_k": run.top_k,
+        "chunk_size": run.chunk_size,
+    }
 
 
 def _coco_image(picture: LabelledPicture) -> dict[str, Any]:

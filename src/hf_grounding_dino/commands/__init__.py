@@ -12,9 +12,11 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from tqdm import tqdm
+
+from hf_grounding_dino.printable import printable_lines
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +35,12 @@ class UserError(Exception):
 
 def complain(problem: object) -> None:
     """Say on one line of stderr what went wrong, beside any progress bar."""
-    tqdm.write(f"{PROGRAM}: {' '.join(str(problem).split())}", file=sys.stderr)
+    say(f"{PROGRAM}: {' '.join(str(problem).split())}", sys.stderr)
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print lines, on stdout if nothing else is said, beside any progress bar; nothing in them steers the terminal."""
+    tqdm.write(printable_lines(text), file=file or sys.stdout)
 
 
 def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:

@@ -1,4 +1,4 @@
-"""Label pictures in bulk: `hf-grounding-dino annotate --images photos --labels "cat, dog" --output labels`."""
+"""Label images in bulk: `hf-grounding-dino annotate --images photos --labels "cat" --model DIR --output labels`."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ import glob
 import itertools
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
-from hf_grounding_dino.assets import NANO
-
-from . import UserError, complain, quiet_libraries, whole_number
-from .detect import CALIBRATED, DTYPES, calibrated_thresholds, load_detector, requested_labels, share_or_calibrated
+from . import UserError, complain, quiet_libraries, say, whole_number
+from .detect import load_detector, requested_labels
+from .model_options import (
+    CALIBRATED,
+    add_kept_options,
+    add_model_option,
+    add_running_options,
+    calibrated_thresholds,
+    named_model,
+)
 from .pictures import find_pictures, make_folder
 from .problems import user_errors
 
@@ -61,38 +64,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", type=Path, required=True, metavar="FOLDER", help="where the annotations go; a run can be resumed"
     )
     parser.add_argument("--format", default="coco", choices=FORMATS, help="of the annotations (%(default)s)")
-    parser.add_argument(
-        "--model", default=str(NANO), help="a folder, or the name of a repo on the Hub; by default the one that ships"
-    )
-    parser.add_argument(
-        "--threshold",
-        type=share_or_calibrated,
-        default=0.3,
-        help='the least score, from 0 to 1 (%(default)s), or "calibrated" for what `calibrate` put beside the model',
-    )
+    add_model_option(parser)
+    add_kept_options(parser, calibrated=True)
     parser.add_argument(
         "--thresholds",
         type=Path,
         metavar="FILE",
         help='others, by label: JSON {"cat": 0.4, ...}, or a file that `calibrate` wrote',
     )
-    parser.add_argument(
-        "--nms",
-        type=float,
-        default=0.7,
-        help="of two boxes of one label that overlap by more (IoU), keep the better; 1 keeps all (%(default)s)",
-    )
-    parser.add_argument("--top-k", type=whole_number(1), metavar="K", help="the most boxes of a picture")
-    parser.add_argument(
-        "--batch-size", type=whole_number(1), default=4, help="pictures that run together (%(default)s)"
-    )
+    add_running_options(parser, batch_size=4)
     parser.add_argument("--threads", type=whole_number(1), help="that read pictures ahead; by default one a core")
     parser.add_argument(
         "--shard", metavar="I/N", help="do part I of N, from 1/N to N/N; under `accelerate launch`, one a process"
     )
     parser.add_argument("--merge", action="store_true", help="only write the files of a run whose shards are all done")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (%(default)s)")
-    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="what to compute in (%(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -115,15 +100,20 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _annotate(arguments: argparse.Namespace) -> Summary:
     from hf_grounding_dino.annotation.annotator import annotate
+    from hf_grounding_dino.loading import cached_revision
 
     if not arguments.labels:
         raise UserError('nothing to look for: give --labels "cat, remote control" or --labels @names.txt')
     labels = requested_labels(arguments.labels)
+    arguments.model = named_model(arguments.model)
     options = _options(arguments, labels)
     shard = _shard(arguments.shard)
     source = _source(arguments)
     make_folder(arguments.output)
     detector = load_detector(arguments.model, _device(arguments.device), arguments.dtype)
+    with user_errors(ValueError):
+        for doubt in detector.doubts(labels):
+            complain(doubt)
     return annotate(
         detector.model,
         detector.processor,
@@ -134,6 +124,7 @@ def _annotate(arguments: argparse.Namespace) -> Summary:
         options=options,
         shard=shard,
         progress=shard.index == 0 or arguments.shard is not None,
+        revision=cached_revision(arguments.model),
     )
 
 
@@ -147,6 +138,7 @@ def _options(arguments: argparse.Namespace, labels: Sequence[str]) -> Options:
         scoring=scoring,
         nms=arguments.nms,
         top_k=arguments.top_k,
+        chunk_size=arguments.chunk_size,
         batch_size=arguments.batch_size,
         threads=arguments.threads,
     )
@@ -246,6 +238,6 @@ def _report(summary: Summary, arguments: argparse.Namespace) -> None:
     text = f"{summary.done - len(summary.problems)} pictures labelled, {summary.boxes} boxes"
     if not summary.written:
         text = f"{summary.done} of {summary.pictures} pictures done; the files come with the last shard"
-    tqdm.write(f"{text}: {arguments.output}", file=sys.stdout)
+    say(f"{text}: {arguments.output}")
     if arguments.format == "yolo" and summary.written and not (arguments.output / "images").exists():
         complain(f"the tools of YOLO want the pictures, or a link to their folder, at {arguments.output / 'images'}")

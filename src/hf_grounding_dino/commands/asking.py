@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import UserError
+from . import UserError, complain
 from .problems import user_errors
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ def ask(task: CaseTask, detector: Detector | None, folder: Path, arguments: argp
 
     if detector is None:
         return Asked(_read(arguments.predictions, task), None)
+    for doubt in detector.doubts(_labels_of(task)):
+        complain(doubt)
     store = PredictionStore(folder / PREDICTIONS_FOLDER)
     with user_errors(place=store.folder):
         run = predict(
@@ -81,6 +83,15 @@ def ask(task: CaseTask, detector: Detector | None, folder: Path, arguments: argp
             num_workers=arguments.num_workers,
         )
     return Asked(store, run)
+
+
+def _labels_of(task: CaseTask) -> list[str]:
+    """What a task looks for, where that is labels."""
+    from hf_grounding_dino.evaluation.askers import LabelAsker, PhraseLabelAsker
+
+    if isinstance(task.ask, LabelAsker):
+        return [words for words in task.ask.labels.values() if words.strip()]
+    return [one.name for one in task.ask.prompts.values()] if isinstance(task.ask, PhraseLabelAsker) else []
 
 
 def results_path(path: Path, task: str) -> Path:

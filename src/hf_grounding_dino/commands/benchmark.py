@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_grounding_dino.benchmark.settings import CASES, DTYPES, FULL, TINY, Settings, Size
 
-from . import UserError, command_line, quiet_libraries, usable_device, whole_number
+from . import UserError, command_line, quiet_libraries, say, usable_device, whole_number
 from .detect import load_detector
 from .pictures import make_folder, write_file
 
@@ -135,7 +135,7 @@ def _measure(bench: Bench, output: Path) -> list[Row]:
     about = report.environment(bench.device, command_line("benchmark"))
     rows: list[Row] = []
     for row in runner.run(bench):
-        sys.stderr.write(f"{report.summary(row)}\n")
+        say(report.summary(row), sys.stderr)
         rows.append(row)
         write_file(output / "benchmark.json", report.as_json(rows, bench.settings, about).encode())
         write_file(output / "benchmark.md", report.as_markdown(rows, about).encode())
@@ -146,5 +146,5 @@ def _measure(bench: Bench, output: Path) -> list[Row]:
         write_file(output / "benchmark.png", content.getvalue())
     markdown = report.as_markdown(rows, about, None if drawing is None else "benchmark.png")
     write_file(output / "benchmark.md", markdown.encode())
-    sys.stdout.write(markdown)
+    say(markdown.rstrip("\n"))
     return rows

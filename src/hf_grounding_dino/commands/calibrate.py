@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import UserError, quiet_libraries
+from . import UserError, quiet_libraries, say
 from .asking import ask, detector_for, join_processes
-from .data_options import add_data_options, benchmark_lines, chosen_tasks
+from .data_options import add_data_options, benchmark_lines, chosen_tasks, named_benchmark
+from .model_options import add_model_option, named_model
 from .pictures import check_folder
 from .problems import user_errors
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `calibrate`."""
     add_data_options(parser)
-    parser.add_argument("--model", required=True, help="a folder, or a repo on the Hub")
+    add_model_option(parser)
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="for thresholds.json (the folder of the model)")
     parser.add_argument(
         "--output", type=Path, default=Path("calibration"), metavar="FOLDER",
@@ -38,8 +38,10 @@ def run(arguments: argparse.Namespace) -> int:
         UserError: whatever is wrong with the options, the data, the model or the predictions.
     """
     if arguments.list:
-        sys.stdout.writelines(f"{line}\n" for line in benchmark_lines())
+        say("\n".join(benchmark_lines()))
         return 0
+    benchmark = named_benchmark(arguments)
+    arguments.model = named_model(arguments.model)
     folder = arguments.to or Path(arguments.model)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder for thresholds.json; name one with --to")
@@ -52,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         from hf_grounding_dino.evaluation.runner import answers
 
         processes = join_processes(arguments)
-        tasks = chosen_tasks(arguments).tasks
+        tasks = chosen_tasks(arguments, benchmark).tasks
         if len(tasks) > 1:
             raise UserError(
                 f"thresholds are chosen on one set, not on {len(tasks)}: {', '.join(t.name for t in tasks)}"
@@ -67,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         words = task.ask.labels if isinstance(task.ask, LabelAsker) else task.labels
         calibration = calibrate(answers(task, asked.predictions), words)
         written = calibration.thresholds(f"{len(task)} pictures of {task.name}").write(folder)
-    sys.stdout.write(as_text(calibration) + f"written: {written}\n")
+    say(f"{as_text(calibration)}written: {written}")
     return 0
 
 

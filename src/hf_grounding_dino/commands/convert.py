@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import UserError, complain, quiet_libraries
+from . import UserError, complain, quiet_libraries, say
 from .pictures import check_folder, make_folder, write_file
 from .problems import in_words, user_errors
 
@@ -70,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
             _write_report(arguments.report, error.report)
         raise UserError(in_words(error, arguments.output)) from error
     _write_report(arguments.report, report)
-    sys.stdout.write(f"{report.summary()}\n{arguments.output}\n")
+    say(f"{report.summary()}\n{arguments.output}")
     if excuse is None:
         return 0
     complain(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import UserError, whole_number
+from .model_options import add_limit_options, add_running_options
 
 if TYPE_CHECKING:
     from hf_grounding_dino.evaluation.benchmarks import Benchmark
@@ -45,8 +46,6 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         "--as", dest="reading", choices=("phrases", "expressions"), default="phrases",
         help="of captions: look for their phrases, or take each as one expression (%(default)s)",
     )  # fmt: skip
-    parser.add_argument("--chunk-size", type=count, metavar="N", help="labels a prompt (as the protocol has it)")
-    parser.add_argument("--top-k", type=count, metavar="N", help="boxes that are kept (as the protocol has it)")
     parser.add_argument("--limit", type=count, metavar="N", help="the first N cases only")
     parser.add_argument(
         "--leave-out-missing",
@@ -56,30 +55,50 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mmdet-compatible", action="store_true", help="count as mmdetection does where that moves a number"
     )
-    parser.add_argument("--batch-size", type=count, default=1, metavar="N", help="pictures at a time (%(default)s)")
     parser.add_argument("--num-workers", type=count, default=2, metavar="N", help="threads that open pictures")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (%(default)s)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    add_limit_options(parser, by_protocol=True)
+    add_running_options(parser)
     parser.add_argument(
         "--predictions", type=Path, metavar="PATH",
         help="score these instead of asking a model: a folder of an earlier run, or a JSON list of COCO results",
     )  # fmt: skip
 
 
-def chosen_tasks(arguments: argparse.Namespace) -> Chosen:
-    """What the options name.
+def named_benchmark(arguments: argparse.Namespace) -> Benchmark | None:
+    """The benchmark that the options name, None where they name a data set; told without importing torch.
 
     Raises:
-        UserError: neither or both of a benchmark and a data set are named.
-        DataError: the data cannot be used.
-        ValueError: there is no such benchmark.
+        UserError: neither or both of a benchmark and a data set are named, there is no such benchmark, or an option
+            does not go with another.
     """
-    from hf_grounding_dino.data.records import SourceEntry
-    from hf_grounding_dino.evaluation.assembly import Wishes, benchmark_tasks, source_task
     from hf_grounding_dino.evaluation.benchmarks import find_benchmark
 
     if arguments.predictions is not None and (arguments.chunk_size or arguments.top_k):
         raise UserError("--chunk-size and --top-k are for asking a model, and change nothing about --predictions")
+    if arguments.benchmark is None:
+        if arguments.annotations is None:
+            raise UserError("name a benchmark with --data FOLDER (see --list), or a data set with --annotations PATH")
+        return None
+    try:
+        benchmark = find_benchmark(arguments.benchmark)
+    except ValueError as error:
+        raise UserError(error) from error
+    if arguments.annotations is not None:
+        raise UserError(f"give the benchmark {benchmark.name} or --annotations, not both")
+    if arguments.data is None and benchmark.kind != "shapes":
+        raise UserError(f"--data is missing: the folder of {benchmark.title}, to be had at {benchmark.source}")
+    return benchmark
+
+
+def chosen_tasks(arguments: argparse.Namespace, benchmark: Benchmark | None) -> Chosen:
+    """What the options name.
+
+    Raises:
+        DataError: the data cannot be used.
+    """
+    from hf_grounding_dino.data.records import SourceEntry
+    from hf_grounding_dino.evaluation.assembly import Wishes, benchmark_tasks, source_task
+
     wishes = Wishes(
         arguments.chunk_size,
         arguments.top_k,
@@ -87,17 +106,9 @@ def chosen_tasks(arguments: argparse.Namespace) -> Chosen:
         arguments.leave_out_missing,
         arguments.reading,
     )
-    if arguments.benchmark is not None:
-        benchmark = find_benchmark(arguments.benchmark)
-        if arguments.annotations is not None:
-            raise UserError(f"give the benchmark {benchmark.name} or --annotations, not both")
-        if arguments.data is None and benchmark.kind != "shapes":
-            raise UserError(f"--data is missing: the folder of {benchmark.title}, to be had at {benchmark.source}")
+    if benchmark is not None:
         tasks = benchmark_tasks(benchmark, arguments.data, wishes)
     else:
-        if arguments.annotations is None:
-            raise UserError("name a benchmark with --data FOLDER (see --list), or a data set with --annotations PATH")
-        benchmark = None
         images = arguments.images
         if images is None and arguments.format in ("coco", "lvis") and arguments.predictions is None:
             images = str(Path(arguments.annotations).parent)

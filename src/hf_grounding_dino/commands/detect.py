@@ -1,13 +1,11 @@
-"""Find what words name in pictures, and draw it: `hf-grounding-dino detect photo.jpg --labels "cat, dog"`."""
+"""Find what words name in pictures, and draw it: `hf-grounding-dino detect photo.jpg --labels "cat" --model ID`."""
 
 from __future__ import annotations
 
 import argparse
 import csv
-import io
 import json
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,37 +13,50 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tqdm import tqdm
 
-from hf_grounding_dino.assets import DEMO_LABELS, DEMO_PICTURE, NANO
+from hf_grounding_dino.assets import DEMO_LABELS, DEMO_PICTURE
 from hf_grounding_dino.drawing import Detection, certainty, draw_detections
+from hf_grounding_dino.kept import KEPT, Kept
+from hf_grounding_dino.printable import printable
 
-from . import UserError, complain, quiet_libraries, usable_device
-from .pictures import find_pictures, make_folder, name_results, own_name, read_picture, write_file
+from . import UserError, complain, quiet_libraries, say, usable_device
+from .model_options import (
+    CALIBRATED,
+    NANO_ANSWERS,
+    add_kept_options,
+    add_model_option,
+    add_running_options,
+    calibrated_thresholds,
+    kept_of,
+    named_model,
+)
+from .pictures import encoded, find_pictures, make_folder, name_results, own_name, read_picture, write_file
 from .problems import hub_problem
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from hf_grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
+    from hf_grounding_dino.post_processing import Detections
     from hf_grounding_dino.processing_grounding_dino import GroundingDinoProcessor
     from hf_grounding_dino.prompts import PromptText
     from hf_grounding_dino.thresholds import Thresholds
 
-DTYPES = ("float32", "bfloat16", "float16")
-DEFAULT_THRESHOLD = 0.25
 MOST_TOKENS = 8192
 """Of a caption: memory grows with the square of its length."""
-CALIBRATED = "calibrated"
-_SHOWN_LABELS = 5
 
 # --- the detector ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Detector:
-    """A model and its processor: pictures and words in, detections out."""
+    """A model and its processor: images and words in, detections out.
+
+    kept: which detections are kept, but for the threshold, which each call may set.
+    """
 
     model: GroundingDinoForObjectDetection
     processor: GroundingDinoProcessor
+    kept: Kept = KEPT
 
     def detect(
         self,
@@ -53,61 +64,94 @@ class Detector:
         *,
         labels: Sequence[str] | None = None,
         caption: str | None = None,
-        threshold: float | Thresholds = DEFAULT_THRESHOLD,
+        threshold: float | Thresholds | None = None,
     ) -> list[Detection]:
-        """Find what the labels, or the phrases of the caption, name in a picture.
+        """Find what the labels, or the phrases of the caption, name in an image.
 
         Args:
             image: whatever `read_picture` reads.
             labels: what to look for; each detection is called by one of these.
             caption: a sentence to look for instead; a detection is called by the words that are found in it.
-            threshold: the least score, in [0, 1], exclusive; or one for each label, for labels alone.
+            threshold: the least score, in [0, 1], exclusive; or one for each label, for labels alone; None for that of
+                `kept`.
 
         Returns:
-            The detections, best first, with boxes in whole pixels of the upright picture.
+            The detections, best first, with boxes in whole pixels of the upright image.
 
         Raises:
-            ValueError: not exactly one of labels and caption, a label is empty or unknown, or the picture cannot be
-                read.
+            ValueError: not exactly one of labels and caption, a label is empty, unknown or none that the model was
+                taught, or the image cannot be read.
         """
         prompt = one_prompt(labels, caption)
-        picture = read_picture(image)
-        if not isinstance(prompt, str):
-            return self._of_labels(picture, prompt, threshold)
-        if not isinstance(threshold, float | int):
-            raise ValueError("Calibrated thresholds are for labels, not for a caption.")
-        return self._of_caption(picture, prompt, threshold)
+        self.doubts(prompt)
+        (found,) = self.detect_each(
+            [read_picture(image)], prompt, self.kept.threshold if threshold is None else threshold
+        )
+        return found
 
-    def _of_labels(self, picture: Image.Image, labels: Sequence[str], threshold: float | Thresholds) -> list[Detection]:
-        """As the pipeline: however many there are."""
+    def doubts(self, prompt: PromptText) -> list[str]:
+        """What is to be said of words that the model was not taught; see `closed_vocabulary.doubts`.
+
+        Raises:
+            ValueError: it was taught no word of a label.
+        """
+        from hf_grounding_dino.closed_vocabulary import doubts
+
+        return doubts(self.model, [prompt] if isinstance(prompt, str) else prompt)
+
+    def detect_each(
+        self, pictures: Sequence[Image.Image], prompt: PromptText, threshold: float | Thresholds
+    ) -> list[list[Detection]]:
+        """As `detect`, in several upright images at a time."""
         from hf_grounding_dino.post_processing import listed
+
+        if not isinstance(prompt, str):
+            each = self._of_labels(pictures, prompt, threshold)
+        elif isinstance(threshold, float | int):
+            each = self._of_caption(pictures, prompt, threshold)
+        else:
+            raise ValueError("Calibrated thresholds are for labels, not for a caption.")
+        lists = [cast(list[Detection], listed(found)) for found in each]
+        return [sorted(found, key=certainty, reverse=True)[: self.kept.top_k] for found in lists]
+
+    def _of_labels(
+        self, pictures: Sequence[Image.Image], labels: Sequence[str], threshold: float | Thresholds
+    ) -> list[Detections]:
+        """As the pipeline: however many there are."""
         from hf_grounding_dino.thresholds import Thresholds, above_thresholds, threshold_per_label
-        from hf_grounding_dino.vocabulary import detect
+        from hf_grounding_dino.vocabulary import Chunking, detect
 
         least = threshold_per_label(threshold, labels)
-        (found,) = detect(
+        each = detect(
             self.model,
             self.processor,
-            picture,
+            pictures,
             labels,
             threshold=min(least),
             top_k=None,
             scoring="mean" if isinstance(threshold, Thresholds) else "max",
+            chunking=Chunking(labels=self.kept.chunk_size),
+            nms_threshold=self.kept.nms,
         )
-        return cast(list[Detection], listed(above_thresholds(found, least)))
+        return [above_thresholds(found, least) for found in each]
 
-    def _of_caption(self, picture: Image.Image, caption: str, threshold: float) -> list[Detection]:
+    def _of_caption(self, pictures: Sequence[Image.Image], caption: str, threshold: float) -> list[Detections]:
         import torch
 
-        from hf_grounding_dino.post_processing import listed
+        from hf_grounding_dino.post_processing import without_overlaps
 
-        inputs = self.processor(images=picture, text=caption).to(self.model.device, self.model.dtype)
+        inputs = self.processor(images=pictures, text=caption).to(self.model.device, self.model.dtype)
         with torch.inference_mode():
             outputs = self.model(**inputs)
-        (found,) = self.processor.post_process_grounded_object_detection(
-            outputs, inputs["input_ids"], threshold=threshold, target_sizes=[(picture.height, picture.width)]
+        each = self.processor.post_process_grounded_object_detection(
+            outputs,
+            inputs["input_ids"],
+            threshold=threshold,
+            text_threshold=self.kept.text_threshold,
+            target_sizes=[(picture.height, picture.width) for picture in pictures],
         )
-        return sorted(cast(list[Detection], listed(found)), key=certainty, reverse=True)
+        nms = self.kept.nms
+        return list(each) if nms is None else [without_overlaps(found, nms) for found in each]
 
 
 def one_prompt(labels: Sequence[str] | None, caption: str | None) -> PromptText:
@@ -121,13 +165,14 @@ def one_prompt(labels: Sequence[str] | None, caption: str | None) -> PromptText:
     return list(labels) if labels is not None else str(caption)
 
 
-def load_detector(model: str | Path = NANO, device: str = "auto", dtype: str = "float32") -> Detector:
+def load_detector(model: str | Path, device: str = "auto", dtype: str = "float32", kept: Kept = KEPT) -> Detector:
     """Load a model and its processor for detection.
 
     Args:
-        model: a folder, or the name of a repo on the Hub.
+        model: the name of a repo on the Hub, a folder, or "nano".
         device: a device of torch, or "auto" for the first GPU if there is one.
-        dtype: one of `DTYPES`.
+        dtype: one of `model_options.DTYPES`.
+        kept: which detections are kept.
 
     Raises:
         UserError: there is no such model, it is not of this family, lacks weights or cannot be reached, or there is
@@ -137,7 +182,7 @@ def load_detector(model: str | Path = NANO, device: str = "auto", dtype: str = "
 
     from hf_grounding_dino.loading import LoadingError, load_whole
 
-    place = usable_device(device)
+    place, model = usable_device(device), named_model(str(model))
     try:
         network, processor = load_whole(model, getattr(torch, dtype))
     except LoadingError as error:
@@ -146,7 +191,7 @@ def load_detector(model: str | Path = NANO, device: str = "auto", dtype: str = "
         problem = hub_problem(error) or str(error) or type(error).__name__
         named = problem.startswith(str(model))
         raise UserError(problem if named else f"the model {model} cannot be loaded: {problem}") from error
-    return Detector(cast(Any, network).to(place), processor)
+    return Detector(cast(Any, network).to(place), processor, kept)
 
 
 # --- the command -------------------------------------------------------------------------------------------------
@@ -167,37 +212,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     prompt.add_argument("--caption", help='a sentence to look for: "a red star to the left of a blue ring"')
     parser.add_argument("--demo", action="store_true", help="look for shapes in a picture that ships")
-    parser.add_argument(
-        "--model", default=str(NANO), help="a folder, or the name of a repo on the Hub; by default the one that ships"
-    )
-    parser.add_argument(
-        "--threshold",
-        type=share_or_calibrated,
-        default=DEFAULT_THRESHOLD,
-        help='the least score, from 0 to 1 (%(default)s), or "calibrated" for what `calibrate` put beside the model',
-    )
+    add_model_option(parser, " (with --demo alone, nano)")
+    add_kept_options(parser, calibrated=True)
     parser.add_argument(
         "--output",
         type=Path,
         default=Path("out"),
         metavar="FOLDER",
-        help="where each picture's drawing (.png) and detections (.json) go (%(default)s)",
+        help="where each image's drawing (.jpg of a JPEG, else .png) and detections (.json) go (%(default)s)",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (%(default)s)")
-    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="what to compute in (%(default)s)")
-
-
-def share_or_calibrated(text: str) -> float | str:
-    """A threshold on the command line: a number from 0 to 1, or "calibrated"."""
-    if text == CALIBRATED:
-        return text
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 1")
-    return value
+    add_running_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -210,46 +234,67 @@ def run(arguments: argparse.Namespace) -> int:
     names = [*arguments.images, *([str(DEMO_PICTURE)] if arguments.demo else [])]
     if not names:
         raise UserError("no picture: give at least one IMAGE, or --demo")
+    model = named_model(arguments.model, or_nano=not arguments.images)
     sources, problems = find_pictures(names, leave_out=arguments.output)
     if not sources:
         raise UserError("; ".join(problems))
     make_folder(arguments.output)
     with quiet_libraries():
-        detector = load_detector(arguments.model, arguments.device, arguments.dtype)
+        detector = load_detector(model, arguments.device, arguments.dtype, kept_of(arguments))
+        if arguments.model is None:
+            complain(NANO_ANSWERS)
         _check_prompt(prompt, detector)
-        threshold = _threshold(arguments, prompt)
+        threshold = _threshold(arguments, model, prompt)
         for problem in problems:
             complain(problem)
-        failed = _detect_in_all(sources, prompt, detector, threshold, arguments.output)
+        failed = _Desk(detector, prompt, threshold, name_results(sources, arguments.output), arguments.output).work(
+            arguments.batch_size
+        )
     if failed == len(sources):
         return 2
     return 1 if failed or problems else 0
 
 
-def _detect_in_all(
-    sources: Sequence[str], prompt: PromptText, detector: Detector, threshold: float | Thresholds, output: Path
-) -> int:
-    """Write and print the results of every picture; how many could not be read."""
-    failed = 0
-    results = name_results(sources, output)
-    # Shown on a terminal only: in a log the bar would stand between the lines.
-    for source in tqdm(sources, unit="picture", disable=True if len(sources) == 1 else None):
-        try:
-            picture = read_picture(source)
-        except ValueError as error:
-            complain(f"{source}: {error}")
-            failed += 1
-            continue
-        labels, caption = (None, prompt) if isinstance(prompt, str) else (prompt, None)
-        detections = detector.detect(picture, labels=labels, caption=caption, threshold=threshold)
-        drawing = draw_detections(picture, detections, labels or ())
-        target = output / f"{results[source]}.png"
-        write_file(target, _png(drawing))
-        text = json.dumps(detections, indent=2, ensure_ascii=False) + "\n"
-        write_file(target.with_name(f"{results[source]}.json"), text.encode())
-        note = "" if target.stem == own_name(source) else f" (the name {own_name(source)} is another picture's)"
-        tqdm.write(f"{source}\n{_table(detections)}\ndrawn: {target}{note}\n", file=sys.stdout)
-    return failed
+@dataclass(frozen=True)
+class _Desk:
+    """Where images are read, answered and drawn.
+
+    names: of the results of each source.
+    """
+
+    detector: Detector
+    prompt: PromptText
+    threshold: float | Thresholds
+    names: Mapping[str, str]
+    output: Path
+
+    def work(self, batch_size: int) -> int:
+        """Write and print the results of every image; how many could not be read."""
+        failed = 0
+        batch: dict[str, Image.Image] = {}
+        # Shown on a terminal only: in a log the bar would stand between the lines.
+        bar = tqdm(self.names, unit="image", disable=True if len(self.names) == 1 else None)
+        for number, source in enumerate(bar, start=1):
+            try:
+                batch[source] = read_picture(source)
+            except ValueError as error:
+                complain(f"{source}: {error}")
+                failed += 1
+            if batch and (len(batch) == batch_size or number == len(self.names)):
+                self._answer(batch)
+                batch = {}
+        return failed
+
+    def _answer(self, batch: Mapping[str, Image.Image]) -> None:
+        each = self.detector.detect_each(list(batch.values()), self.prompt, self.threshold)
+        for (source, picture), detections in zip(batch.items(), each, strict=True):
+            drawing = draw_detections(picture, detections, () if isinstance(self.prompt, str) else self.prompt)
+            target = self.output / self.names[source]
+            write_file(target, encoded(drawing, target.suffix))
+            text = json.dumps(detections, indent=2, ensure_ascii=False) + "\n"
+            write_file(target.with_suffix(".json"), text.encode())
+            note = "" if target.stem == own_name(source) else f" (the name {own_name(source)} is another image's)"
+            say(f"{printable(source)}\n{_table(detections)}\ndrawn: {target}{note}\n")
 
 
 def requested_labels(texts: Sequence[str]) -> list[str]:
@@ -298,32 +343,12 @@ def parse_labels(texts: Iterable[str]) -> list[str]:
     return list(labels)
 
 
-def _threshold(arguments: argparse.Namespace, prompt: PromptText) -> float | Thresholds:
+def _threshold(arguments: argparse.Namespace, model: str, prompt: PromptText) -> float | Thresholds:
     if arguments.threshold != CALIBRATED:
         return float(arguments.threshold)
     if isinstance(prompt, str):
         raise UserError("calibrated thresholds are for --labels, not for a --caption")
-    return calibrated_thresholds(arguments.model, prompt)
-
-
-def calibrated_thresholds(model: str, labels: Sequence[str]) -> Thresholds:
-    """What `calibrate` put beside a model; says which labels have no threshold of their own.
-
-    Raises:
-        UserError: there is nothing, or it cannot be read.
-    """
-    from hf_grounding_dino.hub_or_cache import hub_or_cache
-    from hf_grounding_dino.thresholds import Thresholds
-
-    try:
-        with hub_or_cache(model) as cached:
-            thresholds = Thresholds.from_pretrained(model, local_files_only=cached)
-    except (FileNotFoundError, ValueError) as error:
-        raise UserError(error) from error
-    if missing := thresholds.missing(labels):
-        some = ", ".join(map(repr, missing[:_SHOWN_LABELS])) + (", ..." if len(missing) > _SHOWN_LABELS else "")
-        complain(f"no calibrated threshold for {some}: that of all labels is taken, {thresholds.default:g}")
-    return thresholds
+    return calibrated_thresholds(model, prompt)
 
 
 def _requested_prompt(arguments: argparse.Namespace) -> PromptText:
@@ -344,6 +369,8 @@ def _check_prompt(prompt: PromptText, detector: Detector) -> None:
     tokenizer = detector.processor.tokenizer
     try:
         ids = encode_prompt(prompt, tokenizer).input_ids
+        for doubt in detector.doubts(prompt):
+            complain(doubt)
         if not isinstance(prompt, str):
             chunk_labels(prompt, tokenizer)
     except ValueError as error:
@@ -358,16 +385,10 @@ def _check_prompt(prompt: PromptText, detector: Detector) -> None:
         raise UserError(f"a {what} is too long: {longest} tokens, and the model reads {positions} at most")
 
 
-def _png(drawing: Image.Image) -> bytes:
-    content = io.BytesIO()
-    drawing.save(content, format="PNG")
-    return content.getvalue()
-
-
 def _table(detections: Sequence[Detection]) -> str:
     if not detections:
         return "  nothing found"
-    labels = [" ".join(detection["label"].split()) for detection in detections]
+    labels = [printable(" ".join(detection["label"].split())) for detection in detections]
     width = max(5, *map(len, labels))
     lines = [f"  score  {'label':{width}}   xmin   ymin   xmax   ymax"]
     for detection, label in zip(detections, labels, strict=True):

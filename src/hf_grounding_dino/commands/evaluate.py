@@ -6,15 +6,18 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_grounding_dino.assets import NANO
+from hf_grounding_dino.printable import printable
 
-from . import PROGRAM, UserError, command_line, complain, quiet_libraries
+from . import PROGRAM, UserError, command_line, complain, quiet_libraries, say
 from .asking import Asked, ask, detector_for, join_processes, results_path
-from .data_options import Chosen, add_data_options, benchmark_lines, chosen_tasks
+from .data_options import Chosen, add_data_options, benchmark_lines, chosen_tasks, named_benchmark
+from .model_options import NANO_ANSWERS, add_model_option, add_threshold_options, kept_of, named_model
 from .pictures import check_folder
 from .problems import user_errors
 
@@ -29,14 +32,16 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `evaluate`."""
     add_data_options(parser)
-    parser.add_argument("--model", default=str(NANO), help="a folder, or a repo on the Hub; by default what ships")
+    add_model_option(parser, " (of the benchmark shapes alone, nano)")
+    add_threshold_options(parser, calibrated=False, by_protocol=True)
     parser.add_argument(
         "--output", type=Path, default=Path("report"), metavar="FOLDER",
         help="for index.html, metrics.json and the predictions (%(default)s); what is there is gone on with",
     )  # fmt: skip
     parser.add_argument("--partial", action="store_true", help="score what is answered, where some cases are not")
     parser.add_argument("--save-results", type=Path, metavar="FILE", help="write COCO results, too, for test servers")
-    parser.epilog = f"On many processes: accelerate launch -m hf_grounding_dino evaluate ... `{PROGRAM} calibrate` "
+    parser.epilog = "With --threshold or --nms, what is measured is what `detect` shows, instead of the protocol's. "
+    parser.epilog += f"On many processes: accelerate launch -m hf_grounding_dino evaluate ... `{PROGRAM} calibrate` "
     parser.epilog += "chooses a threshold for each label."
 
 
@@ -47,17 +52,25 @@ def run(arguments: argparse.Namespace) -> int:
         UserError: whatever is wrong with the options, the data, the model or the predictions.
     """
     if arguments.list:
-        sys.stdout.writelines(f"{line}\n" for line in benchmark_lines())
+        say("\n".join(benchmark_lines()))
         return 0
+    benchmark = named_benchmark(arguments)
+    by_nano = arguments.model is None and arguments.predictions is None
+    if arguments.predictions is None:
+        arguments.model = named_model(arguments.model, or_nano=benchmark is not None and benchmark.kind == "shapes")
     check_folder(arguments.output)
     if arguments.save_results is not None:
         check_folder(arguments.save_results.parent)
     with quiet_libraries(), user_errors(ValueError, place=arguments.output):
         processes = join_processes(arguments)
-        chosen = chosen_tasks(arguments)
+        chosen = chosen_tasks(arguments, benchmark)
         if arguments.limit is not None:
             _refuse_to_replace(chosen, arguments)
+        if arguments.threshold is not None or arguments.nms is not None:
+            chosen = chosen._replace(tasks=[_asked_as_detect_asks(task, arguments) for task in chosen.tasks])
         detector = detector_for(arguments, processes)
+        if by_nano and processes.is_main_process:
+            complain(NANO_ANSWERS)
         asked: Iterable[tuple[CaseTask, Asked]] = (
             (task, ask(task, detector, _folder(task, chosen, arguments), arguments)) for task in chosen.tasks
         )
@@ -97,6 +110,17 @@ def _is_of_all_cases(file: Path) -> bool:
         return False  # no report of ours, or none that could be used
 
 
+def _asked_as_detect_asks(task: CaseTask, arguments: argparse.Namespace) -> CaseTask:
+    """A task whose labels are looked for by the rule of `detect` instead of the protocol's."""
+    from hf_grounding_dino.evaluation.askers import LabelAsker
+
+    if arguments.predictions is not None:
+        raise UserError("--threshold and --nms are for asking a model, and change nothing about --predictions")
+    if not isinstance(task.ask, LabelAsker):
+        raise UserError(f"{task.name} has sentences instead of labels: there is no threshold and no --nms")
+    return replace(task, ask=replace(task.ask, kept=kept_of(arguments)))
+
+
 def _folder(task: CaseTask, chosen: Chosen, arguments: argparse.Namespace) -> Path:
     """Of the report and the predictions of a task."""
     output: Path = arguments.output
@@ -114,7 +138,7 @@ def _measured(
     write_report(report, folder)
     if arguments.save_results is not None:
         _save_results(task, asked, chosen, arguments.save_results)
-    sys.stdout.write(as_text(report, folder))
+    say(as_text(report, folder).rstrip("\n"))
     sys.stdout.flush()
     for warning in report.warnings:
         complain(warning)
@@ -165,6 +189,9 @@ def _protocol(store: Any) -> Mapping[str, Any]:
 
 def _counting(chosen: Chosen, arguments: argparse.Namespace) -> dict[str, Any]:
     counting: dict[str, Any] = {"score_threshold": "none", "nms": "none"}
+    if arguments.threshold is not None or arguments.nms is not None:
+        kept = kept_of(arguments)
+        counting = {"score_threshold": kept.threshold, "nms": "none" if kept.nms is None else kept.nms}
     if arguments.mmdet_compatible:
         counting["counted"] = "as mmdetection does"
     if arguments.limit is not None:
@@ -226,10 +253,11 @@ def _sum_up(reports: list[Report], benchmark: Benchmark, arguments: argparse.Nam
         if empty := [name for name in numbers if name not in measured]:
             complain(f"{len(empty)} of {len(numbers)} sets have nothing to measure: {', '.join(empty)}")
         means = {"AP": odinw_mean(measured, sets, partial=True)} if measured else {}
-        sys.stdout.writelines(f"mean {name} of {len(measured)} sets: {mean:.4f}\n" for name, mean in means.items())
+        for name, mean in means.items():
+            say(f"mean {name} of {len(measured)} sets: {mean:.4f}")
     published = list(_published(benchmark, arguments))
     write_summary(output, benchmark.title, numbers, means, published, limit=_limit(arguments))
-    sys.stdout.write(f"side by side: {output / 'index.html'}\n")
+    say(f"side by side: {output / 'index.html'}")
 
 
 def as_text(report: Report, folder: Path) -> str:
@@ -237,7 +265,7 @@ def as_text(report: Report, folder: Path) -> str:
     facts = report.facts
     printed = {number.metric: number for number in reversed(facts.published)}
     width = max(map(len, report.numbers), default=0)
-    lines = [f"{report.task}: {facts.answered} of {facts.cases} cases"]
+    lines = [f"{printable(report.task)}: {facts.answered} of {facts.cases} cases"]
     for name, value in report.numbers.items():
         beside = printed.get(name)
         note = "" if beside is None else f"   published {beside.value:.4f} ({beside.source}, {beside.note})"

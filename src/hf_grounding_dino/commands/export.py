@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import argparse
 import copy
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_grounding_dino.assets import DEMO_LABELS, DEMO_PICTURE, NANO
+from hf_grounding_dino.assets import DEMO_LABELS, DEMO_PICTURE
 
-from . import UserError, complain, quiet_libraries, whole_number
+from . import UserError, complain, quiet_libraries, say, whole_number
 from .detect import load_detector
+from .model_options import add_model_option, named_model
 from .pictures import make_folder, write_file
 from .problems import user_errors
 
@@ -35,9 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "file", type=Path, metavar="OUT_FILE", help=f"ending in {', '.join(SUFFIXES.values())}; its folder is made"
     )
-    parser.add_argument(
-        "--model", default=str(NANO), help="a folder, or the name of a repo on the Hub; by default the one that ships"
-    )
+    add_model_option(parser)
     parser.add_argument("--format", choices=tuple(SUFFIXES), default="onnx", help="(%(default)s)")
     parser.add_argument(
         "--dtype",
@@ -68,19 +66,20 @@ def run(arguments: argparse.Namespace) -> int:
     missing = missing_packages(arguments.format)
     if missing:
         raise UserError(f"--format {arguments.format} needs packages that are missing: pip install {' '.join(missing)}")
+    model = named_model(arguments.model)
     make_folder(path.parent)
     with quiet_libraries():
-        detector = load_detector(arguments.model, "cpu")
+        detector = load_detector(model, "cpu")
         with _user_errors(path):
             beside = _processor_files(detector, path.parent)
             _write(detector, arguments)
         for name, content in beside.items():
             write_file(path.parent / name, content)
         found = compare(detector.model, load_runner(path, arguments.format), list(_examples(detector)))
-    sys.stdout.write(f"written: {path} ({_size(path)} MB), with {', '.join(beside)} beside it\n")
-    sys.stdout.write(
+    say(f"written: {path} ({_size(path)} MB), with {', '.join(beside)} beside it")
+    say(
         f"largest difference of {dtype} from the model, best 10 boxes of 3 pictures: scores {found.scores:.1e},"
-        f" boxes {found.boxes:.1e} of the picture\n"
+        f" boxes {found.boxes:.1e} of the image"
     )
     if max(found) > LARGEST_DIFFERENCE[dtype]:
         complain(f"{path} differs from the model by more than {LARGEST_DIFFERENCE[dtype]:g}")

@@ -69,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what is wrong on one line, without the usage."""
-        self.exit(EXIT_USER_ERROR, f"{PROGRAM}: {message}\n")
+        complain(message)
+        self.exit(EXIT_USER_ERROR)
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import io
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hf_grounding_dino.whole_files import write_whole
 
@@ -22,6 +23,9 @@ _PICTURE_SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm"),
     *(".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
 )
+_JPEG_SUFFIXES = (".jpg", ".jpeg", ".jfif")
+_JPEG_QUALITY = 92
+_LARGEST_JPEG_SIDE = 65_500
 _LONGEST_STEM_IN_BYTES = 200
 
 
@@ -98,22 +102,42 @@ def _reason(error: Exception) -> str:
 
 
 def name_results(sources: Sequence[str], folder: Path) -> dict[str, str]:
-    """The name, without suffix, that the results of each picture have in `folder`: its own, with a number if taken.
+    """What the drawing of each image is called in `folder`: its own name, with a number if taken; see `encoded`.
 
-    No result takes the place of one of the pictures.
+    Nothing but the drawing has that name without its suffix, and none takes the place of one of the images.
     """
 
     def place(name: str) -> str:
-        return str((folder / f"{name}.png").resolve()).casefold()  # some file systems do not tell A from a
+        return str((folder / name).resolve()).casefold()  # some file systems do not tell A from a
 
     taken = {str(Path(source).resolve()).casefold() for source in sources if not source.startswith(_URL_SCHEMES)}
     names = {}
     for source in sources:
-        stem = own_name(source)
-        candidates = itertools.chain([stem], (f"{stem}-{i}" for i in itertools.count(2)))
-        names[source] = next(name for name in candidates if place(name) not in taken)
-        taken.add(place(names[source]))
+        stem, suffix = own_name(source), _drawing_suffix(source)
+        for name in itertools.chain([stem], (f"{stem}-{i}" for i in itertools.count(2))):
+            if place(name) not in taken and place(f"{name}{suffix}") not in taken:
+                break
+        taken.add(place(name))
+        names[source] = f"{name}{suffix}"
     return names
+
+
+def _drawing_suffix(source: str) -> str:
+    """That of the format a drawing is kept in: JPEG of a JPEG, which as PNG would be several times as large."""
+    path = unquote(urlsplit(source).path) if source.startswith(_URL_SCHEMES) else source
+    return ".jpg" if path.lower().endswith(_JPEG_SUFFIXES) else ".png"
+
+
+def encoded(drawing: Image.Image, suffix: str) -> bytes:
+    """The bytes of a file with this suffix, ".jpg" or ".png"."""
+    content = io.BytesIO()
+    if suffix == ".jpg":
+        if max(drawing.size) > _LARGEST_JPEG_SIDE:
+            drawing = ImageOps.contain(drawing, (_LARGEST_JPEG_SIDE, _LARGEST_JPEG_SIDE))
+        drawing.save(content, format="JPEG", quality=_JPEG_QUALITY, subsampling=0)  # coloured lines stay sharp
+    else:
+        drawing.save(content, format="PNG")
+    return content.getvalue()
 
 
 def own_name(source: str) -> str:

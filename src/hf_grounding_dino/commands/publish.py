@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from . import UserError, quiet_libraries
+from . import UserError, quiet_libraries, say
 from .problems import user_errors
 
 
@@ -18,7 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     place.add_argument("--repo-id", metavar="OWNER/NAME", help="repo on the Hub, which is created where there is none")
     parser.add_argument("--which", choices=("best", "last"), default="best", help="model of the run (%(default)s)")
     parser.add_argument("--private", action="store_true", help="of a repo that is created: for its owner's eyes only")
-    parser.add_argument("--licence", metavar="ID", help="as the Hub calls it, such as apache-2.0")
+    parser.add_argument(
+        "--license", "--licence", dest="licence", metavar="ID", help="as the Hub calls it, such as apache-2.0"
+    )
     parser.add_argument(
         "--tag", action="append", default=[], metavar="TAG", help="for the Hub; may be given repeatedly"
     )
@@ -57,5 +58,5 @@ def run(arguments: argparse.Namespace) -> int:
             with_denoising=arguments.with_denoising,
             with_remote_code=arguments.with_remote_code,
         )
-    sys.stdout.write(f"{place}\n")
+    say(place)
     return 0

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import logging
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import PROGRAM, UserError, quiet_libraries
+from . import PROGRAM, UserError, quiet_libraries, say
 from .pictures import check_folder
 from .problems import user_errors
 
@@ -46,18 +45,24 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UserError: whatever is wrong with the recipe, the model, the data or the disk.
     """
-    from hf_grounding_dino.training.recipe import as_yaml, read_recipe, recipe_names, recipe_summary
+    from hf_grounding_dino.training.recipes import recipe_names, recipe_summary, recipe_text
 
     if arguments.list:
         width = max(map(len, recipe_names()))
-        sys.stdout.writelines(f"{name:{width}}  {recipe_summary(name)}\n" for name in recipe_names())
+        say("\n".join(f"{name:{width}}  {recipe_summary(name)}" for name in recipe_names()))
         return 0
     if arguments.recipe is None:
         raise UserError(f"name a recipe: {', '.join(recipe_names())}, or a YAML file")
+    try:
+        recipe_text(arguments.recipe)  # a name that is none is told before torch is imported
+    except ValueError as error:
+        raise UserError(error) from error
+    from hf_grounding_dino.training.recipe import as_yaml, read_recipe
+
     with user_errors(ValueError):
         recipe = read_recipe(arguments.recipe, arguments.set)
     if arguments.show:
-        sys.stdout.write(as_yaml(recipe))
+        say(as_yaml(recipe).rstrip("\n"))
         return 0
     from accelerate import PartialState
 
@@ -75,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
                 raise
             raise UserError(f"{lack}; --resume goes on from the last state, if there is one") from error
     if PartialState().is_main_process:
-        sys.stdout.write(summary(report, recipe.output_dir))
+        say(summary(report, recipe.output_dir).rstrip("\n"))
     return 0 if report.steps == report.max_steps else INTERRUPTED
 
 

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from . import quiet_libraries, whole_number
+from hf_grounding_dino.printable import printable
+
+from . import quiet_libraries, say, whole_number
 from .problems import user_errors
 
 if TYPE_CHECKING:
@@ -86,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     with quiet_libraries(), user_errors(DataError):
         report = inspect(entry, decode=arguments.decode, examples=arguments.examples)
     text = as_json(report) if arguments.json else as_text(report, entry)
-    tqdm.write(text, file=sys.stdout)
+    say(text)
     return 1 if report.loses_data else 0
 
 
@@ -193,7 +195,7 @@ def as_text(report: Report, entry: SourceEntry) -> str:
     rows += [("  without boxes", report.without_boxes), ("boxes", report.boxes)]
     rows += [("  around a group (crowd)", report.crowd)] if report.crowd else []
     rows += [("labels", report.labels)] if report.labels is not None else []
-    lines = [f"{report.name} ({entry.format}, {entry.annotations})", "", *_aligned(rows), ""]
+    lines = [f"{printable(report.name)} ({entry.format}, {entry.annotations})", "", *_aligned(rows), ""]
     if not report.findings:
         return "\n".join([*lines, "Nothing is odd."])
     for title, loses in (("Loses data", True), ("Harmless", False)):
@@ -202,7 +204,10 @@ def as_text(report: Report, entry: SourceEntry) -> str:
             lines += [title, *_aligned([(kind.kind, kind.count) for kind in kinds]), ""]
     folder = entry.annotations if os.path.isdir(entry.annotations) else os.path.dirname(entry.annotations)
     for kind in report.findings:
-        lines += [kind.kind, *(f"  {_shortened(where, folder)}: {what}" for where, what in kind.examples)]
+        lines += [
+            kind.kind,
+            *(f"  {printable(_shortened(where, folder))}: {printable(what)}" for where, what in kind.examples),
+        ]
         more = kind.count - len(kind.examples)
         lines += [f"  ... and {more:,} more", ""] if more else [""]
     return "\n".join(lines).rstrip()

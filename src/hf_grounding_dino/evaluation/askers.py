@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..kept import Kept
 from ..modeling_grounding_dino import GroundingDinoForObjectDetection
 from ..post_processing import boxes_in_image, class_detections, image_sizes, warn_of_broken
 from ..processing_grounding_dino import GroundingDinoProcessor
@@ -42,6 +43,8 @@ class LabelAsker:
         with 300 each are up to 9,300 boxes a picture.
     asked: of each case the category ids that it is asked for; without it, all.
     prompts_at_once: how many prompts of a picture run together; it changes no answer.
+    kept: ask as `detect` does instead, for what is measured to be what it shows: a box has its best label alone, scores
+        as the best token of that, above a threshold. `top_k` then counts in each picture, `chunk_size` as above.
     """
 
     labels: Mapping[int, str]
@@ -51,11 +54,15 @@ class LabelAsker:
     each_ranked: bool = False
     asked: Mapping[CaseId, tuple[int, ...]] | None = None
     prompts_at_once: int = _PROMPTS_AT_ONCE
+    kept: Kept | None = None
 
     @property
     def protocol(self) -> dict[str, Any]:
         """Everything that decides the answers beside model and pictures, as JSON."""
-        sets = {} if self.asked is None else {"asked": _digest(sorted(map(str, self.asked.items())))}
+        sets: dict[str, Any] = {} if self.asked is None else {"asked": _digest(sorted(map(str, self.asked.items())))}
+        if self.kept is not None:
+            rule = {"score": "best token of the box's best label", "threshold": self.kept.threshold}
+            sets |= {**rule, "nms": self.kept.nms, "top_k_of_each_prompt": False}
         return {
             "asker": "labels",
             "prompts": {str(number): words for number, words in self.labels.items()},
@@ -100,7 +107,21 @@ class LabelAsker:
     ) -> list[Answer]:
         words = [self.labels[number] for number in numbers]
         chunking = Chunking(self.chunk_tokens, self.chunk_size, self.prompts_at_once, self.each_ranked)
-        found = detect(model, processor, images, words, top_k=self.top_k, chunking=chunking)
+        if self.kept is None:
+            found = detect(model, processor, images, words, top_k=self.top_k, chunking=chunking)
+        else:
+            found = detect(
+                model,
+                processor,
+                images,
+                words,
+                threshold=self.kept.threshold,
+                top_k=None,
+                scoring="max",
+                chunking=chunking._replace(each_ranked=False),
+                nms_threshold=self.kept.nms,
+            )
+            found = [{name: values[: self.top_k] for name, values in one.items()} for one in found]
         category_ids = np.array(numbers, dtype=np.int64)
         return [answer_of(one["scores"], one["boxes"], category_ids[one["labels"].cpu().numpy()]) for one in found]
 
@@ -245,7 +266,7 @@ def _phrase_answers(
         probabilities_QT = logits_QT[:, : masks_PT.shape[1]].float().sigmoid()
         # Nothing of another phrase has a part in the mean; a phrase without a token scores 0.
         scores_QP = (probabilities_QT @ masks_PT.T) / masks_PT.sum(1).clamp(min=1)
-        scores, labels, queries = class_detections(scores_QP, threshold=0.0, top_k=top_k, one_label_per_box=False)
+        scores, labels, queries = class_detections(scores_QP, threshold=-1.0, top_k=top_k, one_label_per_box=False)
         answers.append(answer_of(scores, boxes_in_image(boxes_Q4[queries], size), labels.cpu()))
     return answers
 

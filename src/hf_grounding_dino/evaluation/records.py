@@ -18,6 +18,7 @@ from ..boxes import center_to_corners
 from ..data.pictures import open_picture
 from ..data.records import DataError, Record, RecordSet
 from ..modeling_grounding_dino import GroundingDinoForObjectDetection
+from ..printable import printable
 from ..processing_grounding_dino import GroundingDinoProcessor
 from ..prompts import closed_caption, encode_prompt, span_token_mask
 from ..vocabulary import detect
@@ -70,7 +71,7 @@ def evaluate_records(
     own = range(state.process_index, count, state.num_processes)
     outcomes: list[Outcome] = []
     starts = range(0, len(own), BATCH_SIZE)
-    for start in tqdm(starts, desc=records.name, leave=False, disable=not state.is_main_process):
+    for start in tqdm(starts, desc=printable(records.name), leave=False, disable=not state.is_main_process):
         indices = own[start : start + BATCH_SIZE]
         outcomes += _evaluate_batch(model, processor, records, indices)
     if state.num_processes > 1:

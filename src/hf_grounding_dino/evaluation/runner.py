@@ -22,6 +22,7 @@ from ..data.records import DataError
 from ..loading import model_fingerprint
 from ..memory import in_batches
 from ..modeling_grounding_dino import GroundingDinoForObjectDetection
+from ..printable import printable
 from ..processing_grounding_dino import GroundingDinoProcessor
 from .askers import nothing_found
 from .metric import ItemMetric
@@ -143,7 +144,7 @@ def predict(
     was_training, started = model.training, time.perf_counter()
     model.eval()
     bar = tqdm(
-        total=len(ids), initial=len(ids) - len(todo), desc=task.name, unit="picture", smoothing=0.1,
+        total=len(ids), initial=len(ids) - len(todo), desc=printable(task.name), unit="picture", smoothing=0.1,
         disable=not (progress and state.is_main_process and todo),
         mininterval=0.1 if sys.stderr.isatty() else _SECONDS_IN_LOGS,
     )  # fmt: skip

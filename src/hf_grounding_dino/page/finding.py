@@ -18,12 +18,14 @@ from PIL import Image, UnidentifiedImageError
 from ..drawing import Detection, certainty, draw_detections, scaled
 from ..image_files import open_image
 from ..image_processing_grounding_dino import read_images
+from ..kept import Kept
+from ..prompts import PromptText
 
 Kind = Literal["Labels", "Sentence"]
 KINDS: tuple[Kind, ...] = ("Labels", "Sentence")
 
 FLOOR = 0.05
-"""The score below which nothing is kept, and the lowest threshold of the page."""
+"""The score below which nothing is kept, and the lowest threshold of the page, unless it begins with a lower one."""
 
 LONGEST_WORDS = 2000
 MOST_PIXELS = 64_000_000
@@ -41,6 +43,19 @@ Words = str | tuple[str, ...]
 class Finder(Protocol):
     """What finds words in pictures, such as `commands.detect.Detector`."""
 
+    @property
+    def kept(self) -> Kept:
+        """What it keeps where a call does not say."""
+        ...
+
+    def doubts(self, prompt: PromptText) -> list[str]:
+        """What is to be said of words that the model was not taught.
+
+        Raises:
+            ValueError: it was taught no word of a label.
+        """
+        ...
+
     def detect(
         self,
         image: Image.Image,
@@ -55,6 +70,11 @@ class Finder(Protocol):
             ValueError: it cannot look for that.
         """
         ...
+
+
+def floor_of(finder: Finder) -> float:
+    """The lowest threshold that an answer can be shown at."""
+    return min(FLOOR, finder.kept.threshold)
 
 
 class Question(NamedTuple):
@@ -100,9 +120,9 @@ def find(finder: Finder, path: str | None, words: Words, earlier: Answer | None 
         return earlier
     picture = read_upload(path)
     if isinstance(words, str):
-        found = finder.detect(picture, caption=words, threshold=FLOOR)
+        found = finder.detect(picture, caption=words, threshold=floor_of(finder))
     else:
-        found = finder.detect(picture, labels=words, threshold=FLOOR)
+        found = finder.detect(picture, labels=words, threshold=floor_of(finder))
     scale = min(1.0, LARGEST_SHOWN_SIDE / max(picture.size))
     if scale < 1:
         width, height = (max(1, round(side * scale)) for side in picture.size)

@@ -15,6 +15,7 @@ from huggingface_hub import SpaceCardData
 
 from .. import __version__
 from ..assets import NANO
+from ..kept import KEPT, Kept
 from ..whole_files import whole_folder
 from .web import TITLE
 
@@ -28,9 +29,10 @@ _REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _APP = '''"""The page of hf-grounding-dino."""
 {imports}
 from hf_grounding_dino.commands.detect import load_detector
+from hf_grounding_dino.kept import Kept
 from hf_grounding_dino.page.web import make_page, start
 
-page = make_page(load_detector({model}, dtype={dtype!r}), {note!r})
+page = make_page(load_detector({model}, dtype={dtype!r}, kept={kept!r}), {note!r})
 
 if __name__ == "__main__":
     start(page)
@@ -49,7 +51,9 @@ To publish this folder: `hf upload OWNER/NAME . . --repo-type space`
 """
 
 
-def export_space(folder: Path, model: str = str(NANO), dtype: str = "float32", note: str = "") -> None:
+def export_space(
+    folder: Path, model: str = str(NANO), dtype: str = "float32", note: str = "", kept: Kept = KEPT
+) -> None:
     """Write the files of a Space.
 
     README.md with its settings, app.py, the code of this package, requirements.txt with what that needs, and the
@@ -60,6 +64,7 @@ def export_space(folder: Path, model: str = str(NANO), dtype: str = "float32", n
         model: a folder, which is copied; the name of a repo on the Hub; or the one that ships, which needs no copy.
         dtype: what the Space computes in.
         note: the line about the model on the page.
+        kept: which boxes it keeps.
 
     Raises:
         ValueError: the folder holds something, there is no such model, or this package is not installed.
@@ -75,7 +80,7 @@ def export_space(folder: Path, model: str = str(NANO), dtype: str = "float32", n
         if source is not None:
             shutil.copytree(source, unfinished / _MODEL_FOLDER, ignore=_all_but_model_files)
         (unfinished / "requirements.txt").write_text("".join(f"{line}\n" for line in needed), encoding="utf-8")
-        for name, text in _files(model, source is not None, dtype, note).items():
+        for name, text in _files(model, source is not None, dtype, note, kept).items():
             (unfinished / name).write_text(text, encoding="utf-8")
 
 
@@ -108,7 +113,7 @@ def _all_but_model_files(folder: str, names: list[str]) -> set[str]:
     return {name for name in names if name.startswith(".") or not name.endswith(_MODEL_FILES)}
 
 
-def _files(model: str, copied: bool, dtype: str, note: str) -> dict[str, str]:
+def _files(model: str, copied: bool, dtype: str, note: str, kept: Kept) -> dict[str, str]:
     own = Path(model) == NANO
     card = SpaceCardData(
         title=TITLE,
@@ -137,5 +142,5 @@ def _files(model: str, copied: bool, dtype: str, note: str) -> dict[str, str]:
             version=__version__,
             package=_PACKAGE.name,
         ),
-        "app.py": _APP.format(imports=imports, model=place, dtype=dtype, note=note),
+        "app.py": _APP.format(imports=imports, model=place, dtype=dtype, note=note, kept=kept),
     }

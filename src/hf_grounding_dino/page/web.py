@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from ..assets import DEMO_LABELS, DEMO_PICTURE
-from .finding import FLOOR, KINDS, Answer, Finder, Kind, as_json, drawn, find, summary, table_rows, words_of
+from .finding import KINDS, Answer, Finder, Kind, as_json, drawn, find, floor_of, summary, table_rows, words_of
 
 TITLE = "Grounding DINO"
-DEFAULT_THRESHOLD = 0.25
 
 _INTRODUCTION = "Choose a picture, write what to look for, and see where it is."
 _PLACEHOLDERS: dict[Kind, str] = {
@@ -89,7 +88,7 @@ def make_page(finder: Finder, note: str = "") -> gr.Blocks:
                     api_visibility="private",
                 )
             with gr.Column():
-                threshold, outputs = _outputs()
+                threshold, outputs = _outputs(floor_of(finder), finder.kept.threshold)
         shows = {
             "fn": show,
             "inputs": [answer, threshold],
@@ -134,8 +133,8 @@ def _inputs() -> list[Any]:
     return [picture, kind, words]
 
 
-def _outputs() -> tuple[Any, list[Any]]:
-    """The threshold, and what it changes, in the order of `Shown`."""
+def _outputs(floor: float, begin: float) -> tuple[Any, list[Any]]:
+    """The threshold, from `floor` on and at first `begin`, and what it changes, in the order of `Shown`."""
     drawing = gr.Image(
         label="Found",
         show_label=False,  # it would lie on the picture
@@ -146,7 +145,7 @@ def _outputs() -> tuple[Any, list[Any]]:
     )
     status = gr.HTML(elem_id="status")
     threshold = gr.Slider(
-        FLOOR, 1, DEFAULT_THRESHOLD, step=0.01, label="Threshold", info="Boxes score above it.", elem_id="threshold"
+        floor, 1, begin, step=0.01, label="Threshold", info="Boxes score above it.", elem_id="threshold"
     )
     table = gr.Dataframe(
         headers=["Label", "Score", "Left, top, right, bottom"],
@@ -177,9 +176,12 @@ def _uploaded_file(upload: Any) -> str | None:
 def search_picture(
     finder: Finder, path: str | None, kind: Kind, text: str, earlier: Answer | None
 ) -> tuple[Answer | None, str]:
-    """The answer to a visitor's question, and nothing to complain of; or None, and what is wrong, as HTML."""
+    """The answer to a visitor's question, and what is to be said of its words; or None, and what is wrong, as HTML."""
     try:
-        return find(finder, path, words_of(kind, text), earlier), ""
+        words = words_of(kind, text)
+        doubts = finder.doubts(words if isinstance(words, str) else list(words))
+        said = "".join(f'<p class="note" role="status">{html.escape(doubt)}</p>' for doubt in doubts)
+        return find(finder, path, words, earlier), said
     except ValueError as error:
         problem = str(error)
     shortened = problem if len(problem) <= _LONGEST_PROBLEM else f"{problem[:_LONGEST_PROBLEM]}\u2026"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import html
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -34,16 +37,17 @@ _METRIC_TYPE = "mean_average_precision"
 
 def write_card(facts: CardFacts) -> str:
     """The model card; a section about which nothing is known is left out, but for limits and licence."""
+    shown = _shown(facts)
     sections = (
-        ("", [f"# {facts.name}", _summary(facts)]),
+        ("", [f"# {shown.name}", _summary(shown)]),
         ("How to use it", _usage(facts)),
-        ("Data", _data(facts.sets)),
-        ("Recipe", _recipe(facts.recipe)),
-        ("Results", _results(facts)),
-        ("Curves", _curves(facts)),
-        ("Examples", _examples(facts)),
-        ("Limits", _limits(facts)),
-        ("Licence", _licence(facts)),
+        ("Data", _data(shown.sets)),
+        ("Recipe", _recipe(shown.recipe)),
+        ("Results", _results(shown)),
+        ("Curves", _curves(shown)),
+        ("Examples", _examples(shown)),
+        ("Limits", _limits(shown)),
+        ("Licence", _licence(shown)),
     )
     parts = []
     for title, paragraphs in sections:
@@ -52,6 +56,20 @@ def write_card(facts: CardFacts) -> str:
             parts += paragraphs
     card = ModelCard(f"---\n{_metadata(facts).to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
     return str(card)
+
+
+def _shown(facts: CardFacts) -> CardFacts:
+    """The facts as the body may hold them: names and labels of other people are text there, no HTML and no table."""
+    return replace(
+        facts,
+        name=_cell(facts.name),
+        model_type=_cell(facts.model_type),
+        base_name=facts.base_name and _cell(facts.base_name),
+        licence=facts.licence and _cell(facts.licence),
+        chosen_by=_cell(facts.chosen_by),
+        sets=tuple(replace(one, name=_cell(one.name), labels=tuple(map(_cell, one.labels))) for one in facts.sets),
+        scores=tuple(one._replace(data_set=_cell(one.data_set), metric=_cell(one.metric)) for one in facts.scores),
+    )
 
 
 # --- metadata ----------------------------------------------------------------------------------------------------
@@ -108,8 +126,8 @@ def _usage(facts: CardFacts) -> list[str]:
     names = list(dict.fromkeys(label for one in facts.sets for label in one.labels))[:_SNIPPET_LABELS] or list(
         _PLACEHOLDER_LABELS
     )
-    model = repr(facts.repo_id or f"./{facts.name}").replace("'", '"')
-    labels = "[" + ", ".join('"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"' for name in names) + "]"
+    # JSON's strings are Python's, and on one line, so that none ends the block of code.
+    model, labels = (json.dumps(one, ensure_ascii=False) for one in (facts.repo_id or f"./{facts.name}", names))
     stock = f"""```python
 from transformers import pipeline
 
@@ -139,7 +157,7 @@ def _data(sets: Sequence[SetFacts]) -> list[str]:
     if not sets:
         return []
     rows = [
-        (_cell(one.name), _ROLES.get(one.role, one.role), one.format, one.pictures, one.boxes, len(one.labels) or None)
+        (one.name, _ROLES.get(one.role, one.role), one.format, one.pictures, one.boxes, len(one.labels) or None)
         for one in sets
     ]
     table = _table(("set", "use", "format", "pictures", "boxes", "labels"), rows)
@@ -152,14 +170,14 @@ def _data(sets: Sequence[SetFacts]) -> list[str]:
 
 def _labels(labels: Sequence[str]) -> str:
     """All of them, or the first with the number of the others."""
-    shown = ", ".join(_cell(label) for label in labels[:_MOST_LABELS])
+    shown = ", ".join(labels[:_MOST_LABELS])
     rest = len(labels) - _MOST_LABELS
     return f"{shown}, and {rest:,} more." if rest > 0 else f"{shown}."
 
 
 def _recipe(recipe: Mapping[str, Any]) -> list[str]:
     rows = [
-        (f"`{name}`", _cell(_plain(value)))
+        (f"`{_cell(name)}`", _cell(_plain(value)))
         for name, value in _flat(recipe)
         if name.split(".")[0] not in _NOT_IN_THE_TABLE and value is not None and value != []
     ]
@@ -185,7 +203,7 @@ def _results(facts: CardFacts) -> list[str]:
     for data_set in dict.fromkeys(score.data_set for score in facts.scores):
         scores = [score for score in facts.scores if score.data_set == data_set]
         compared = any(score.before is not None for score in scores)
-        title = _cell(data_set) or "metric"
+        title = data_set or "metric"
         header = (title, "before training", "this model", "change") if compared else (title, "this model")
         paragraphs.append(_table(header, [_score_row(score, compared) for score in scores]))
         paragraphs += [sentence for score in scores if (sentence := _loss_of_score(score, facts.sets))]
@@ -281,7 +299,8 @@ def _number(value: Any) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
+    """A text on one line, as Markdown shows it whatever it holds of HTML, code and tables."""
+    return " ".join(html.escape(text, quote=False).replace("|", "\\|").replace("`", "&#96;").split())
 
 
 def _plain(value: Any) -> str:

@@ -16,6 +16,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
+from ..printable import printable
+
 GIGABYTE = 1024**3
 _SECONDS_IN_LOGS = 30  # between two states of the bar, where no terminal overwrites the one before
 
@@ -98,7 +100,7 @@ class Progress:
     def say(self, text: str) -> None:
         """One line for people, beside the bar."""
         if self.enabled:
-            tqdm.write(text)
+            tqdm.write(printable(text))
 
     def close(self) -> None:
         """Take the bar away."""

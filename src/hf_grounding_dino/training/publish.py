@@ -20,7 +20,7 @@ from ..remote_code import export_remote_code
 from ..whole_files import write_whole
 from .card import CURVES_FILE, EXAMPLES_FILE, CardFacts, facts_of_run, write_card
 from .curves import plot_losses
-from .facts import RECIPE_FILE, Which, read_options
+from .facts import DATA_FILE, RECIPE_FILE, Which, read_options
 from .states import METRICS_FILE, STEP_FILE
 
 CARD_FILE = "README.md"
@@ -77,12 +77,13 @@ def publish(  # noqa: PLR0913
         with_remote_code: add the code of this package, for `trust_remote_code=True`; see `export_remote_code`.
 
     Raises:
-        PublishError: no such run, no model in it, no label table where it was asked for, no place to publish to; no
-            token, no network, or a repo that may not be written to.
+        PublishError: no such run, no model in it, a file that a link brings from outside of it, no label table where it
+            was asked for, no place to publish to; no token, no network, or a repo that may not be written to.
     """
     if repo_id is None and to is None:
         raise PublishError("give a folder, a repo or both to publish to")
     folder = _model_folder(run, which)
+    _refuse_links_outside(run, folder)
     if with_denoising and not (folder / TABLE_FILE).is_file():
         raise PublishError(f"{folder}: there is no {TABLE_FILE}, as the run trained without denoising")
     own_token = check_access(repo_id, token) if repo_id else None
@@ -115,6 +116,19 @@ def _model_folder(run: Path, which: Which) -> Path:
     if not any((folder / name).is_file() for name in _PROCESSOR_FILES):
         raise PublishError(f"{folder}: there is no processor beside the model ({_PROCESSOR_FILES[0]})")
     return folder
+
+
+def _refuse_links_outside(run: Path, folder: Path) -> None:
+    """Keep what a link in a run leads to elsewhere, such as a key of this user, from being made public.
+
+    Raises:
+        PublishError: a file that would be read is not in the run's own folder.
+    """
+    root = run.resolve()
+    of_run = [run / name for name in (RECIPE_FILE, METRICS_FILE, DATA_FILE, EXAMPLES_FILE)]
+    for file in [*folder.iterdir(), *of_run, *(run / PICTURES_FOLDER).glob("*.png")]:
+        if not file.resolve().is_relative_to(root):
+            raise PublishError(f"{file}: is a link to {file.resolve()}, outside of the run: put the file itself there")
 
 
 def _copy_model(folder: Path, to: Path, with_denoising: bool, with_remote_code: bool) -> None:

@@ -6,8 +6,6 @@ import dataclasses
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -17,6 +15,7 @@ from ..data.records import SourceEntry
 from ..data.training_prompts import PromptSettings
 from .adapters import LoraSettings
 from .options import OptionError, build, set_options
+from .recipes import recipe_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,20 +156,6 @@ def check_unchanged(before: Recipe, now: Recipe) -> None:
         raise OptionError(f"a run goes on as it began, and {names} changed: name a new output_dir for that")
 
 
-def recipe_names() -> list[str]:
-    """The recipes that come with the package."""
-    return sorted(Path(file.name).stem for file in _folder().iterdir() if file.name.endswith(".yaml"))
-
-
-def recipe_summary(name: str) -> str:
-    """The first line of a recipe's comment."""
-    return str((_folder() / f"{name}.yaml").read_text().splitlines()[0].lstrip("# "))
-
-
-def _folder() -> Any:
-    return resources.files(f"{__package__}.recipes")
-
-
 def read_recipe(name: str, assignments: Iterable[str] = ()) -> Recipe:
     """Read a recipe and change options.
 
@@ -191,18 +176,8 @@ def read_recipe(name: str, assignments: Iterable[str] = ()) -> Recipe:
 
 
 def _load(name: str) -> dict[str, Any]:
-    path = Path(name)
-    if path.suffix not in (".yaml", ".yml"):
-        if name not in recipe_names():
-            raise OptionError(f"there is no recipe {name}; there are {', '.join(recipe_names())}, and YAML files")
-        text = (_folder() / f"{name}.yaml").read_text()
-    else:
-        try:
-            text = path.read_text()
-        except OSError as error:
-            raise OptionError(f"{name}: {error.strerror or error}") from error
     try:
-        values = yaml.safe_load(text)
+        values = yaml.safe_load(recipe_text(name))
     except yaml.YAMLError as error:
         raise OptionError(f"{name}: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

@@ -49,6 +49,16 @@ VOCABULARY: Final[tuple[str, ...]] = tuple(
 )
 """Every word and mark that a prompt can hold, and common words that a user may add; sorted, lower case."""
 
+NAMING_WORDS: Final = frozenset({
+    *("object", "big"),
+    *(*SHAPES, *COLORS, *SIZES, *FILLS),
+    *(plural(shape) for shape in SHAPES),
+})  # fmt: skip
+"""The words of prompts that say what a thing is or looks like; every phrase that has a box holds one."""
+
+OTHER_WORDS: Final = frozenset({*NUMBER_WORDS, *_GENERATED_WORDS.split()}) - NAMING_WORDS
+"""The other words of prompts: articles, numbers, places."""
+
 
 @dataclass(frozen=True)
 class Grounding:

@@ -1,1 +1,34 @@
-"""Recipes that come with the package, as YAML."""
+"""Recipes that come with the package, as YAML; what they are called is known without importing anything else."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from ..options import OptionError
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(Path(file.name).stem for file in resources.files(__name__).iterdir() if file.name.endswith(".yaml"))
+
+
+def recipe_summary(name: str) -> str:
+    """The first line of a recipe's comment."""
+    return recipe_text(name).splitlines()[0].lstrip("# ")
+
+
+def recipe_text(name: str) -> str:
+    """The YAML of a file, or of a recipe of the package.
+
+    Raises:
+        OptionError: there is no such file or recipe.
+    """
+    if Path(name).suffix in (".yaml", ".yml"):
+        try:
+            return Path(name).read_text()
+        except OSError as error:
+            raise OptionError(f"{name}: {error.strerror or error}") from error
+    if name not in recipe_names():
+        raise OptionError(f"there is no recipe {name}; there are {', '.join(recipe_names())}, and YAML files")
+    return (resources.files(__name__) / f"{name}.yaml").read_text()
