@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import PROGRAM, UserError, quiet_libraries
+from . import PROGRAM, UserError, decide_kernel, quiet_libraries
 from .pictures import check_folder
 from .problems import user_errors
 
@@ -56,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.show:
         sys.stdout.write(as_yaml(recipe))
         return 0
+    import torch
     from accelerate import PartialState
 
     from hf_grounding_dino.training.conduct import run_recipe
@@ -65,6 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     mistakes = (ValueError, FloatingPointError, ImportError, StateError)
     with quiet_libraries(), user_errors(*mistakes, place=recipe.output_dir):
+        decide_kernel("cuda" if torch.cuda.is_available() else "cpu")
         report = run_recipe(recipe, resume=arguments.resume)
     if PartialState().is_main_process:
         sys.stdout.write(summary(report, recipe.output_dir))
