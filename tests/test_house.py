@@ -20,7 +20,6 @@ STAGES = [
     "hub_or_cache",
     "configuration_grounding_dino",
     "outputs",
-    "boxes",
     "context",
     "positions",
     "prompts",
