@@ -23,7 +23,6 @@ STAGES = [
     "memory",
     "configuration_grounding_dino",
     "outputs",
-    "boxes",
     "context",
     "positions",
     "prompts",

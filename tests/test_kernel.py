@@ -18,7 +18,10 @@ from torch import Tensor
 
 import hf_grounding_dino
 from hf_grounding_dino import kernel, kernel_status, multi_scale_deformable_attention
+from hf_grounding_dino.assets import DEMO_PICTURE, NANO
+from hf_grounding_dino.commands.main import main
 from hf_grounding_dino.deformable import multi_scale_deformable_attention_reference
+from training.runs import write_recipe
 
 SHAPES = [(5, 7), (3, 4), (1, 2)]
 TOKENS = sum(h * w for h, w in SHAPES)
@@ -265,7 +268,7 @@ def test_any_other_mode_is_refused() -> None:
 
 @needs_compiler
 def test_two_processes_at_once_and_a_broken_toolkit(tmp_path: Path) -> None:
-    """Both build, or one finds what the other built; a third only loads."""
+    """Both build, or one finds what the other built; a third only loads; a fourth, where it is cut short, does not."""
     environment = {"TORCH_EXTENSIONS_DIR": str(tmp_path), "CUDA_HOME": "/no/such/toolkit"}
     command = [sys.executable, "-c", DETECT]
     both = [
@@ -280,8 +283,11 @@ def test_two_processes_at_once_and_a_broken_toolkit(tmp_path: Path) -> None:
         assert out.startswith("kernel | ") and "warnings 0" in out, out + err
     third = run(**environment)
     assert third.stdout.startswith("kernel | loaded from"), third.stdout
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert [path.name for path in files] == ["deformable_attention_cpu.so"]
+    files = {path.name: path for path in tmp_path.rglob("*") if path.is_file()}
+    assert sorted(files) == ["deformable_attention_cpu.sha256", "deformable_attention_cpu.so"]
+    os.truncate(files["deformable_attention_cpu.so"], 20_000)  # whose loading would end the process
+    fourth = run(**environment, CXX="no-such-compiler")
+    assert fourth.stdout.startswith("reference | there is no C++ compiler"), fourth.stdout + fourth.stderr
 
 
 @needs_compiler
@@ -291,7 +297,150 @@ def test_a_cache_that_cannot_be_written_still_gives_a_kernel(tmp_path: Path) -> 
     blocked.write_text("")
     done = run(TORCH_EXTENSIONS_DIR=str(blocked))
     assert done.stdout.startswith("kernel | built for this process alone"), done.stdout + done.stderr
-    assert "warnings 0" in done.stdout
+    assert "warnings 1" in done.stdout
+
+
+class Cache:
+    """A cache for whose file a build writes 1,000 bytes; what is loaded from it is kept."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, folder: Path) -> None:
+        self.loaded: list[bytes] = []
+        self.patch = patch
+        patch.setenv("TORCH_EXTENSIONS_DIR", str(folder))
+        patch.delenv("HF_GROUNDING_DINO_KERNEL", raising=False)
+        patch.setattr(kernel, "build", self.build)
+        patch.setattr(torch.ops, "load_library", lambda path: self.loaded.append(Path(path).read_bytes()))
+        self.root = folder / "hf_grounding_dino"
+
+    def build(self, recipe: kernel.Recipe, folder: Path) -> Path:
+        file = folder / recipe.file
+        file.write_bytes(bytes(1000))
+        return file
+
+    @property
+    def file(self) -> Path:
+        (file,) = self.root.glob("*/*.so")
+        return file
+
+    def decide(self) -> str:
+        kernel.forget_decisions()
+        status = kernel_status()["cpu"]
+        assert status.implementation == "kernel"
+        return status.reason
+
+    def give_away(self, path: Path) -> None:
+        """To another user than this one and the superuser."""
+        if os.geteuid() == 0:
+            os.chown(path, 12345, -1)
+        else:
+            other = os.geteuid() + 1
+            self.patch.setattr(os, "geteuid", lambda: other)
+
+
+@pytest.fixture
+def cache(undecided: pytest.MonkeyPatch, tmp_path: Path) -> Cache:
+    return Cache(undecided, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: os.truncate(file, 999),
+        lambda file: file.write_bytes(b""),
+        lambda file: file.write_bytes(b"\1" * 1000),
+        lambda file: file.with_suffix(".sha256").unlink(),
+        lambda file: file.with_suffix(".sha256").write_bytes(b"\xff"),
+        lambda file: file.unlink(),
+    ],
+    ids=["cut", "empty", "garbage", "no record", "garbage for a record", "record alone"],
+)
+def test_what_is_damaged_is_not_loaded_but_built_anew(cache: Cache, damage: Any) -> None:
+    assert cache.decide().startswith("built in")
+    damage(cache.file)
+    assert cache.decide().startswith("built in")
+    assert cache.loaded == []
+    assert cache.decide() == f"loaded from {cache.file}"
+    assert cache.loaded == [bytes(1000)]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no owners and modes")
+@pytest.mark.parametrize("mode", [0o020, 0o002, None], ids=["group", "all", "owner"])
+@pytest.mark.parametrize("levels", [0, 1, 2], ids=["file", "folder", "cache"])
+def test_what_others_can_write_is_not_loaded(cache: Cache, mode: int | None, levels: int) -> None:
+    """A file, or the folder of one, is built anew; in a cache nothing can be kept, which is said."""
+    cache.decide()
+    path = [cache.file, cache.file.parent, cache.root][levels]
+    if mode is None:
+        cache.give_away(path)
+    else:
+        path.chmod(path.stat().st_mode | mode)
+    kept = levels == 2 or (mode is None and os.geteuid() != 0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert cache.decide().startswith("built for this process alone" if kept else "built in")
+    assert cache.loaded == []
+    said = "belongs to another user" if mode is None else "can be written by others"
+    assert [said in str(one.message) for one in caught] == [True] * kept
+
+
+def test_the_mask_of_new_files_does_not_open_the_cache_to_others(cache: Cache) -> None:
+    before = os.umask(0)
+    try:
+        cache.decide()
+    finally:
+        os.umask(before)
+    assert cache.decide().startswith("loaded from")
+
+
+def test_all_is_on_the_disk_before_it_has_its_name(cache: Cache) -> None:
+    """So that no loss of power leaves a file that is there in part."""
+    events: list[str] = []
+    rename = Path.rename
+    cache.patch.setattr(kernel, "flush_to_disk", lambda path: events.append(path.name))
+    cache.patch.setattr(Path, "rename", lambda path, to: (events.append("rename"), rename(path, to))[1])
+    cache.decide()
+    assert sorted(events[:3]) == ["deformable_attention_cpu.sha256", "deformable_attention_cpu.so", "ready"]
+    assert set(events[3:]) == {"rename"}
+
+
+# --- at the command line -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["detect", "annotate", "train"])
+def command(request: pytest.FixtureRequest, undecided: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """A command that runs a model, where no compiler is."""
+    undecided.setenv("CXX", "no-such-compiler")
+    undecided.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    output = ["--output", str(tmp_path / "out")]
+    if request.param == "train":
+        return ["train", str(write_recipe(tmp_path, max_steps=1))]
+    if request.param == "detect":
+        return ["detect", "--demo", *output]
+    return ["annotate", "--images", str(DEMO_PICTURE), "--labels", "ring", "--model", str(NANO), *output]
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [
+        ("on", "HF_GROUNDING_DINO_KERNEL is 'on'; it can be auto, off, required."),
+        ("required", "kernel for cpu cannot be built: there is no C++ compiler (no-such-compiler)"),
+    ],
+)
+def test_a_command_refuses_on_one_line(
+    command: list[str], mode: str, words: str, undecided: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    undecided.setenv("HF_GROUNDING_DINO_KERNEL", mode)
+    capsys.readouterr()
+    assert main(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("hf-grounding-dino: ") and line.endswith(words)
+
+
+def test_a_command_says_once_why_it_is_slow(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "plain PyTorch" in line]
+    assert len(said) == 1
+    assert said[0].startswith("hf-grounding-dino: ") and "there is no C++ compiler (no-such-compiler)" in said[0]
 
 
 def test_a_missing_cuda_device_is_the_reason(undecided: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import tiny
 from hf_grounding_dino.configuration_grounding_dino import LossWeights
-from hf_grounding_dino.losses import Predictions, grounding_loss
+from hf_grounding_dino.losses import Matches, Predictions, grounding_loss, paired_losses
 from hf_grounding_dino.matcher import match
 from hf_grounding_dino.prompts import phrase_numbers
 from hf_grounding_dino.targets import prepare_targets
@@ -109,6 +109,19 @@ def test_autocast_changes_nothing() -> None:
             found.append(match(logits, boxes, targets, LossWeights(1, 0, 0, 1, 1, 1), 0.25))
     for (queries, objects), (same_queries, same_objects) in zip(*found, strict=True):
         assert torch.equal(queries, same_queries) and torch.equal(objects, same_objects)
+
+
+def test_areas_of_small_boxes_are_taken_as_they_are() -> None:
+    """Sides of 1e-3, moved by half a side: IoU 1/3, a hull of no more than the union, so a loss of 2/3.
+
+    With an epsilon of 1e-7 in the areas it is 0.688.
+    """
+    box = torch.tensor([0.5, 0.5, 1e-3, 1e-3])
+    first = torch.zeros(1, dtype=torch.long)
+    predictions = Predictions(torch.zeros(1, 1, 1, 2), (box + torch.tensor([5e-4, 0, 0, 0])).view(1, 1, 1, 4))
+    matches = Matches(first, first, first, box[None], torch.ones(1, 2))
+    terms = paired_losses(predictions, matches, torch.ones(1), 0.25, torch.tensor(1.0))
+    assert terms.giou_K.item() == pytest.approx(2 / 3, rel=1e-3)
 
 
 @families

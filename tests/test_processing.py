@@ -22,7 +22,6 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor
 
-from hf_grounding_dino.boxes import center_to_corners, corners_to_center
 from hf_grounding_dino.data.tokenizer import build_tokenizer
 from hf_grounding_dino.image_processing_grounding_dino import GroundingDinoImageProcessor
 from hf_grounding_dino.outputs import GroundingDinoObjectDetectionOutput
@@ -517,12 +516,6 @@ def test_a_stock_image_processor_is_turned_into_ours() -> None:
     assert type(processor.image_processor) is GroundingDinoImageProcessor
     assert processor.image_processor.to_dict() == stock.to_dict()
     assert processor(IMAGE.convert("L"))["pixel_values"].shape[1] == 3
-
-
-def test_box_forms_are_inverse() -> None:
-    corners = torch.tensor([[1.0, 2.0, 5.0, 10.0]])
-    assert corners_to_center(corners).tolist() == [[3.0, 6.0, 4.0, 8.0]]
-    assert torch.equal(center_to_corners(corners_to_center(corners)), corners)
 
 
 def test_a_folder_without_tokenizer_files_is_an_error(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from torchvision.ops import box_convert
 
-from .boxes import center_to_corners, corners_to_center
 from .configuration_grounding_dino import LossWeights
 from .decoder import DecoderOutput, Memory
 from .losses import Matches, Predictions, paired_losses
@@ -196,8 +196,8 @@ def noise_image(target: Targets, num_labels: int, settings: DenoisingSettings) -
 def _move_corners(boxes_N4: Tensor, offsets_N4: Tensor) -> Tensor:
     """Move corners by parts of the box's size, inside the image; corners that pass one another leave a least box."""
     sizes_N4 = boxes_N4[:, 2:].repeat(1, 2)
-    corners_N4 = (center_to_corners(boxes_N4) + offsets_N4 * sizes_N4).clamp(0.0, 1.0)
-    return corners_to_center(corners_N4).clamp(BOX_EPSILON, 1 - BOX_EPSILON)
+    corners_N4 = (box_convert(boxes_N4, "cxcywh", "xyxy") + offsets_N4 * sizes_N4).clamp(0.0, 1.0)
+    return box_convert(corners_N4, "xyxy", "cxcywh").clamp(BOX_EPSILON, 1 - BOX_EPSILON)
 
 
 def _positives(images: Sequence[ImageNoise], targets: Sequence[Targets]) -> Matches:

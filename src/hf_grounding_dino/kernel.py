@@ -2,7 +2,8 @@
 
 Nothing is compiled at import. The first call for a device type loads the compiled file from the cache
 (`TORCH_EXTENSIONS_DIR`, or torch's own default) or builds it there, which takes some seconds; without a compiler the
-plain PyTorch definition serves instead.
+plain PyTorch definition serves instead. What is loaded runs: so a file is loaded only if nobody else can have written
+it, and if it has the size and hash that its build noted beside it.
 
 `HF_GROUNDING_DINO_KERNEL` is read at that moment: "auto" (default), "off", or "required", which raises instead of
 falling back.
@@ -18,6 +19,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import sysconfig
@@ -29,6 +31,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
+
+from .whole_files import flush_to_disk
 
 DeviceType = Literal["cpu", "cuda"]
 MODE_VARIABLE = "HF_GROUNDING_DINO_KERNEL"
@@ -132,11 +136,12 @@ def _decide(device_type: str) -> KernelStatus:
         recipe = cpu_recipe() if device_type == "cpu" else cuda_recipe(_capabilities())
         return KernelStatus("kernel", _load(recipe))
     except Exception as error:  # whatever a tool chain may raise, the plain definition still serves
-        if mode == "required":
-            raise RuntimeError(f"The deformable-attention kernel for {device_type} cannot be built: {error}") from error
-        logger.info("The kernel for %s cannot be built", device_type, exc_info=True)
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = next((line for line in lines if "error:" in line), lines[0])
+        if mode == "required":
+            what = f"The deformable-attention kernel for {device_type} cannot be built: {reason}"
+            raise RuntimeError("\n".join([what, *(lines if len(lines) > 1 else [])])) from error
+        logger.info("The kernel for %s cannot be built", device_type, exc_info=True)
         warnings.warn(
             f"Deformable attention on {device_type} runs as plain PyTorch, which is slower: {reason}"
             f" ({MODE_VARIABLE}=required shows the compiler's log, {MODE_VARIABLE}=off is silent.)",
@@ -196,23 +201,89 @@ def build(recipe: Recipe, folder: Path) -> Path:
 
 
 def _load(recipe: Recipe) -> str:
-    """Load the compiled file, built first where it is not in the cache; returns where it came from."""
-    from_cache = _cache_root() / recipe.key / recipe.file
-    if from_cache.exists():
+    """Load the compiled file, built first where it is not whole in the cache; returns where it came from."""
+    root = _cache_root()
+    from_cache = root / recipe.key / recipe.file
+    if _is_whole(from_cache):
         torch.ops.load_library(str(from_cache))
         return f"loaded from {from_cache}"
     try:
-        from_cache.parent.mkdir(parents=True, exist_ok=True)
-        # Each process builds in a folder of its own and puts the whole file in place at once, so that two of them, or
-        # one that was killed, leave nothing half made.
-        workplace = tempfile.TemporaryDirectory(dir=from_cache.parent)
+        root.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _refuse_what_others_write(root)
+        workplace = tempfile.TemporaryDirectory(dir=root)
     except OSError as error:
         with tempfile.TemporaryDirectory() as folder:
             build(recipe, Path(folder))
-        return f"built for this process alone, because the cache cannot be written ({error})"
+        return _for_this_process_alone(error)
     with workplace as folder:
-        os.replace(build(recipe, Path(folder)), from_cache)
+        built = build(recipe, Path(folder))
+        try:
+            _put_in_place(built, from_cache)
+        except OSError as error:
+            return _for_this_process_alone(error)
     return f"built in {from_cache}"
+
+
+def _for_this_process_alone(error: OSError) -> str:
+    reason = f"because the cache cannot be used ({error})"
+    warnings.warn(f"Deformable attention is compiled anew in each process, {reason}", RuntimeWarning, stacklevel=2)
+    return f"built for this process alone, {reason}"
+
+
+def _put_in_place(built: Path, from_cache: Path) -> None:
+    """Move a file into the cache with its record, both at once and whole.
+
+    Of two processes that build at once, or one that is killed or loses power, nothing half made is left.
+    """
+    ready = built.parent / "ready"
+    ready.mkdir(mode=0o755)
+    file = ready / built.name
+    os.replace(built, file)
+    file.chmod(0o755)
+    _record_of(file).write_text(_size_and_hash(file))
+    _record_of(file).chmod(0o644)
+    for path in (file, _record_of(file), ready):
+        flush_to_disk(path)
+    if _is_whole(from_cache):
+        return  # another process was faster, and a third may be about to load its file
+    with contextlib.suppress(FileNotFoundError):
+        from_cache.parent.rename(built.parent / "old")
+    with contextlib.suppress(OSError):  # as above, in between
+        ready.rename(from_cache.parent)
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a file in the cache is as it was built, and written by nobody else."""
+    try:
+        for path in (file.parent.parent, file.parent, file, _record_of(file)):
+            _refuse_what_others_write(path)
+        whole = _record_of(file).read_text() == _size_and_hash(file)
+    except (OSError, UnicodeDecodeError) as error:
+        logger.info("Not loaded from the cache: %s", error)
+        return False
+    if not whole:
+        logger.info("Not loaded from the cache: %s is damaged", file)
+    return whole
+
+
+def _refuse_what_others_write(path: Path) -> None:
+    """Raise PermissionError for what belongs to others than this user and the superuser, or is writable by others."""
+    if os.name != "posix":
+        return
+    status = path.lstat()
+    if status.st_uid not in (0, os.geteuid()):
+        raise PermissionError(f"{path} belongs to another user")
+    if stat.S_IMODE(status.st_mode) & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(f"{path} can be written by others: `chmod go-w` it")
+
+
+def _record_of(file: Path) -> Path:
+    return file.with_suffix(".sha256")
+
+
+def _size_and_hash(file: Path) -> str:
+    content = file.read_bytes()
+    return f"{len(content)} {hashlib.sha256(content).hexdigest()}\n"
 
 
 def _cache_root() -> Path:

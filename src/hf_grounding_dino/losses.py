@@ -12,9 +12,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.ops import sigmoid_focal_loss
+from torchvision.ops import box_convert, generalized_box_iou_loss, sigmoid_focal_loss
 
-from .boxes import center_to_corners, paired_generalized_iou
 from .configuration_grounding_dino import LossWeights
 from .matcher import FOCAL_GAMMA, match
 from .targets import Targets
@@ -136,5 +135,6 @@ def _focal_loss(logits_KBQT: Tensor, matches: Matches, alpha: float) -> Tensor:
 def _box_losses(boxes_KBQ4: Tensor, matches: Matches) -> tuple[Tensor, Tensor]:
     predicted_M4 = boxes_KBQ4[matches.sets_M, matches.images_M, matches.queries_M]
     l1_M = (predicted_M4 - matches.boxes_M4).abs().sum(-1)
-    giou_M = paired_generalized_iou(center_to_corners(predicted_M4), center_to_corners(matches.boxes_M4))
-    return l1_M, 1 - giou_M
+    predicted_corners_M4, corners_M4 = (box_convert(b, "cxcywh", "xyxy") for b in (predicted_M4, matches.boxes_M4))
+    # Boxes lie in [0, 1], where torchvision's epsilon of 1e-7 would weigh on the areas of small ones.
+    return l1_M, generalized_box_iou_loss(predicted_corners_M4, corners_M4, eps=0.0)

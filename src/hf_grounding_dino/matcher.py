@@ -8,9 +8,8 @@ from __future__ import annotations
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torchvision.ops import generalized_box_iou
+from torchvision.ops import box_convert, generalized_box_iou
 
-from .boxes import center_to_corners
 from .configuration_grounding_dino import LossWeights
 from .targets import Targets
 
@@ -57,5 +56,5 @@ def _class_cost(logits_KQT: Tensor, tokens_GT: Tensor, alpha: float) -> Tensor:
 
 
 def _giou_cost(boxes_KQ4: Tensor, boxes_G4: Tensor) -> Tensor:
-    corners = center_to_corners(boxes_KQ4.flatten(0, 1))
-    return -generalized_box_iou(corners, center_to_corners(boxes_G4)).unflatten(0, boxes_KQ4.shape[:2])
+    corners = box_convert(boxes_KQ4.flatten(0, 1), "cxcywh", "xyxy")
+    return -generalized_box_iou(corners, box_convert(boxes_G4, "cxcywh", "xyxy")).unflatten(0, boxes_KQ4.shape[:2])

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, box_convert
 
-from .boxes import center_to_corners
 from .prompts import EncodedPrompt, caption_words, phrase_scores
 
 logger = logging.getLogger(__name__)
@@ -101,7 +100,7 @@ def boxes_in_image(boxes_Q4: Tensor, size: Tensor | None) -> Tensor:
         boxes_Q4: boxes in centre form, relative to the image.
         size: `(height, width)` of the image.
     """
-    corners_Q4 = center_to_corners(boxes_Q4.float()).clamp(0, 1)
+    corners_Q4 = box_convert(boxes_Q4.float(), "cxcywh", "xyxy").clamp(0, 1)
     return corners_Q4 if size is None else corners_Q4 * size.flip(0).repeat(2)
 
 

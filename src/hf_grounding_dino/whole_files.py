@@ -78,6 +78,21 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> Path:
     return Path(path)
 
 
+def flush_to_disk(path: Path) -> None:
+    """Have a file, or the names in a folder, written through to the disk.
+
+    Raises:
+        OSError: the disk takes no more.
+    """
+    if os.name == "nt":  # which opens no folders, and flushes no file that is open for reading
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_picture(path: str | os.PathLike[str], picture: Image.Image) -> Path:
     """As `write_whole`, a picture as PNG.
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.ops import box_convert
 
 import tiny
 from hf_grounding_dino import GroundingDinoImageProcessor, GroundingDinoProcessor
-from hf_grounding_dino.boxes import center_to_corners
 from hf_grounding_dino.data.tokenizer import build_tokenizer
 from hf_grounding_dino.evaluation.askers import CaptionAsker, ExpressionAsker, LabelAsker, PhraseLabelAsker
 from hf_grounding_dino.evaluation.odinw import ClassPrompt
@@ -57,7 +57,7 @@ def outputs(model: Any, processor: Any, image: Image.Image, text: Any) -> tuple[
     with torch.no_grad():
         found = model(**inputs)
     scale = torch.tensor([image.width, image.height] * 2)
-    return inputs, found.logits[0].sigmoid(), center_to_corners(found.pred_boxes[0]).clamp(0, 1) * scale
+    return inputs, found.logits[0].sigmoid(), box_convert(found.pred_boxes[0], "cxcywh", "xyxy").clamp(0, 1) * scale
 
 
 def assert_close(found: Answer, expected: Answer) -> None:

@@ -13,8 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-
-from hf_grounding_dino.boxes import center_to_corners
+from torchvision.ops import box_convert
 
 from .rows import Agreement, one_line
 from .settings import Size
@@ -114,4 +113,5 @@ def _scores(output: Any) -> Tensor:
 
 def _edges(boxes: Tensor, size: Size) -> Tensor:
     height, width = size
-    return center_to_corners(boxes.float()) * torch.tensor([width, height, width, height], device=boxes.device)
+    scale = torch.tensor([width, height, width, height], device=boxes.device)
+    return box_convert(boxes.float(), "cxcywh", "xyxy") * scale

@@ -7,6 +7,7 @@ code`. It imports what takes long to import inside its functions, so that `--hel
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import warnings
@@ -62,20 +63,42 @@ def command_line(name: str) -> str:
 
 
 def usable_device(name: str) -> torch.device:
-    """The device of that name, or for "auto" the one there is.
+    """The device of that name, or for "auto" the one there is; where its kernel cannot be had, say why on one line.
 
     Raises:
-        UserError: it cannot be used.
+        UserError: it cannot be used, or the kernel is not as `HF_GROUNDING_DINO_KERNEL` asks.
     """
     import torch
 
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"the device {name} cannot be used: {error}") from error
-    return torch.device(name)
+    device = torch.device(name)
+    decide_kernel(device.type)
+    return device
+
+
+def decide_kernel(device_type: str) -> None:
+    """Load or build the kernel of a device type before the work begins; where it cannot be had, say why on one line.
+
+    Raises:
+        UserError: it cannot be had though `HF_GROUNDING_DINO_KERNEL` requires it, or that is no mode.
+    """
+    from hf_grounding_dino.kernel import kernel_serves
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", RuntimeWarning)
+        try:
+            kernel_serves(device_type)
+        except (ValueError, RuntimeError) as error:
+            raise UserError(error) from error
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        for warning in caught:
+            complain(warning.message)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import PROGRAM, UserError, quiet_libraries, say
+from . import PROGRAM, UserError, decide_kernel, quiet_libraries, say
 from .pictures import check_folder
 from .problems import user_errors
 
@@ -64,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.show:
         say(as_yaml(recipe).rstrip("\n"))
         return 0
+    import torch
     from accelerate import PartialState
 
     from hf_grounding_dino.training.conduct import run_recipe
@@ -73,6 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     mistakes = (ValueError, FloatingPointError, ImportError, StateError)
     with quiet_libraries(), user_errors(*mistakes, place=recipe.output_dir):
+        decide_kernel("cuda" if torch.cuda.is_available() else "cpu")
         try:
             report = run_recipe(recipe, resume=arguments.resume)
         except (MemoryError, RuntimeError) as error:

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchvision.ops import box_convert
 
-from ..boxes import corners_to_center
 from ..processing_grounding_dino import GroundingDinoProcessor
 from ..prompts import closed_caption, encode_prompt, span_token_mask
 
@@ -51,7 +51,7 @@ class GroundingCollator:
     def _label(self, number: int, item: Any, num_tokens: int) -> dict[str, Any]:
         width, height = item["image"].size
         corners = torch.as_tensor(item["boxes"], dtype=torch.float32).reshape(-1, 4)
-        boxes = corners_to_center(corners / torch.tensor([width, height, width, height]))
+        boxes = box_convert(corners / torch.tensor([width, height, width, height]), "xyxy", "cxcywh")
         image_id = item.get("image_id", number)
         label: dict[str, Any] = {"boxes": boxes}
         # `Trainer.predict` gathers tensors alone.

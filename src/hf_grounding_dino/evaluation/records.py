@@ -11,10 +11,9 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from PIL import Image
 from torch import Tensor
-from torchvision.ops import box_iou
+from torchvision.ops import box_convert, box_iou
 from tqdm import tqdm
 
-from ..boxes import center_to_corners
 from ..data.pictures import open_picture
 from ..data.records import DataError, Record, RecordSet
 from ..modeling_grounding_dino import GroundingDinoForObjectDetection
@@ -133,7 +132,7 @@ def _phrase_hits(
         for spans in dict.fromkeys(record.spans or ()):
             tokens_T = span_token_mask(prompt, spans).to(logits_QT.device)
             scores_Q = logits_QT[:, : len(tokens_T)][:, tokens_T].sigmoid().mean(1)
-            best = center_to_corners(boxes_Q4[scores_Q.argmax()].cpu()) * scale
+            best = box_convert(boxes_Q4[scores_Q.argmax()].cpu(), "cxcywh", "xyxy") * scale
             wanted = record.boxes[[i for i, own in enumerate(record.spans or ()) if own == spans]]
             hits.append(bool((box_iou(best[None], wanted) >= HIT_IOU).any()))
         results.append(hits)
