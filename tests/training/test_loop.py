@@ -231,15 +231,18 @@ def test_a_step_that_is_skipped_moves_nothing() -> None:
 def test_two_processes_equal_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Law 12 over DDP, without `find_unused_parameters`; each process has one micro-batch of two pictures.
 
-    One process can go on where two stopped.
+    One process can go on where two stopped. What is measured at the start, on five images, is the same (law 19).
     """
-    recipe = write_recipe(tmp_path)
-    run(tmp_path, f"output_dir={tmp_path}/one")
+    held_out = [{"format": "shapes", "annotations": "val?count=5&width=96&height=64"}]
+    recipe = write_recipe(tmp_path, eval=held_out)
+    run(tmp_path, f"output_dir={tmp_path}/one", eval=held_out)
     train_command(recipe, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     for name in ("loss", "grad_norm", "loss_ce", "loss_giou_dn"):
         one, two = (torch.tensor(logged(tmp_path / part, name)) for part in ("one", "run"))
         torch.testing.assert_close(one[:1], two[:1], rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(one, two, rtol=2e-3, atol=1e-3)
+    (one, *_), (two, *_) = (logged(tmp_path / part, "evaluation") for part in ("one", "run"))
+    assert one == two
     state = RunFolder(tmp_path / "run").newest_state()
     assert state is not None
     generators = [load(state / f"random_states_{rank}.pkl")["torch_manual_seed"] for rank in range(2)]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from PIL import Image
-from torch import Tensor
-from torchvision.ops import box_convert, box_iou
 from tqdm import tqdm
 
 from ..data.pictures import open_picture
@@ -19,28 +18,32 @@ from ..data.records import DataError, Record, RecordSet
 from ..modeling_grounding_dino import GroundingDinoForObjectDetection
 from ..printable import printable
 from ..processing_grounding_dino import GroundingDinoProcessor
-from ..prompts import closed_caption, encode_prompt, span_token_mask
-from ..vocabulary import detect
-from .average_precision import coco_average_precision
+from .askers import CaptionAsker, ExpressionAsker, LabelAsker
+from .assembly import LVIS_CHUNK
+from .cases import boxes_case, expression_case, phrases_case
+from .coco import CocoDetection
+from .lvis import LvisDetection
+from .metric import ItemMetric
+from .phrase_grounding import PhraseGrounding
+from .referring import ReferringExpressions
+from .tasks import Asker, Case, CaseId
 
-HIT_IOU = 0.5
-TOP_K = 300
 BATCH_SIZE = 8
+_LOOKED_AT = 100
+_AVERAGE_PRECISION = {name: name for name in ("AP", "AP50", "AP75")}
 
 
-class Outcome(NamedTuple):
-    """What became of one record.
+class _Protocol(NamedTuple):
+    """How the benchmark of such a set asks and judges.
 
-    number: of the record.
-    truth: of a detection record, as `coco_average_precision` reads it.
-    found: its detections.
-    hits: of a grounding record, for each phrase that has a box, whether the best box hits one of them.
+    make: a case of a record, whose name is its number.
+    scores: what the scores are called, by what the metric calls them.
     """
 
-    number: int
-    truth: dict[str, Any] | None
-    found: dict[str, Any] | None
-    hits: list[bool]
+    ask: Asker
+    metric: ItemMetric[Any]
+    make: Callable[[CaseId, Record], Case]
+    scores: Mapping[str, str]
 
 
 @torch.inference_mode()
@@ -51,98 +54,65 @@ def evaluate_records(
     *,
     limit: int | None = None,
 ) -> dict[str, float]:
-    """Measure a model on a data set; every process takes its part, all get the result.
+    """Measure a model on a data set, as the benchmark of its kind does; each process takes a part, all get the result.
 
     Args:
         model: in eval mode, where it is to run.
         limit: of the records, the first so many.
 
     Raises:
-        DataError: a picture cannot be read; it is named.
+        DataError: an image cannot be read; it is named.
 
     Returns:
-        Of detection records `AP`, `AP50` and `AP75` over all labels of the set, 300 boxes a picture. Of grounding
+        Of detection records `AP`, `AP50` and `AP75` over all labels of the set: as COCO's, 300 boxes an image; of a
+        federated set as LVIS's fixed AP, where only labels count that were looked for in an image. Of grounding
         records `R@1`: the share of phrases whose best box (mean over the phrase's tokens) has IoU >= 0.5 with one of
-        theirs. In [0, 1]; -1 where there is nothing to measure.
+        theirs, or where each caption names one thing, as in RefCOCO, of captions (best token of the whole). In [0, 1];
+        -1 where there is nothing to measure.
     """
     state = PartialState()
     count = len(records) if limit is None else min(limit, len(records))
+    protocol = _protocol_of(records, count, state)
     own = range(state.process_index, count, state.num_processes)
-    outcomes: list[Outcome] = []
     starts = range(0, len(own), BATCH_SIZE)
     for start in tqdm(starts, desc=printable(records.name), leave=False, disable=not state.is_main_process):
-        indices = own[start : start + BATCH_SIZE]
-        outcomes += _evaluate_batch(model, processor, records, indices)
-    if state.num_processes > 1:
-        outcomes = gather_object(outcomes)
-    outcomes.sort(key=lambda outcome: outcome.number)
-    return _scores(outcomes, len(records.label_names))
+        cases = [protocol.make(i, records[i]) for i in own[start : start + BATCH_SIZE]]
+        if not records.label_names:
+            cases = [case for case in cases if len(case.reference["boxes"])]
+        if cases:
+            answers = protocol.ask(model, processor, [_opened(case, records.name) for case in cases], cases)
+            protocol.metric.add_batch(
+                predictions=[answer.as_prediction(case.case_id) for answer, case in zip(answers, cases, strict=True)],
+                references=[case.reference for case in cases],
+            )
+    found = protocol.metric.compute()
+    return {name: found[theirs] for name, theirs in protocol.scores.items()}
 
 
-def _evaluate_batch(
-    model: GroundingDinoForObjectDetection,
-    processor: GroundingDinoProcessor,
-    records: RecordSet,
-    indices: Sequence[int],
-) -> list[Outcome]:
-    batch = [records[i] for i in indices]
-    images = [_opened(record, records.name) for record in batch]
-    if batch[0].caption is not None:
-        return [
-            Outcome(i, None, None, hits)
-            for i, hits in zip(indices, _phrase_hits(model, processor, images, batch), strict=True)
-        ]
-    detections = detect(model, processor, images, list(records.label_names), top_k=TOP_K)
-    kept: list[dict[str, Any]] = [
-        {name: value.cpu() if isinstance(value, Tensor) else value for name, value in found.items()}
-        for found in detections
-    ]
-    return [Outcome(i, _truth(record), found, []) for i, record, found in zip(indices, batch, kept, strict=True)]
+def _protocol_of(records: RecordSet, count: int, state: PartialState) -> _Protocol:
+    processes = {"num_process": state.num_processes, "process_id": state.process_index}
+    if not records.label_names:
+        if _are_expressions(records, count):
+            return _Protocol(ExpressionAsker(), ReferringExpressions(**processes), expression_case, {"R@1": "P@1"})
+        return _Protocol(CaptionAsker(), PhraseGrounding(**processes), phrases_case, {"R@1": "R@1"})
+    labels = dict(zip(records.category_ids, records.label_names, strict=True))
+    make = partial(boxes_case, numbers=np.array(records.category_ids, dtype=np.int64))
+    if count and records[0].absent is not None:
+        categories = [{"id": number, "frequency": "f"} for number in labels]
+        ask = LabelAsker(labels=labels, chunk_size=LVIS_CHUNK, each_ranked=True)
+        return _Protocol(ask, LvisDetection(categories, **processes), make, _AVERAGE_PRECISION)
+    metric = CocoDetection(list(labels), **processes)
+    return _Protocol(LabelAsker(labels=labels), metric, make, _AVERAGE_PRECISION)
 
 
-def _opened(record: Record, name: str) -> Image.Image:
+def _are_expressions(records: RecordSet, count: int) -> bool:
+    """Whether no caption names several things, as far as the first of them tell."""
+    return all(len(set(records[i].spans or ())) <= 1 for i in range(min(count, _LOOKED_AT)))
+
+
+def _opened(case: Case, name: str) -> Image.Image:
     try:
-        return open_picture(record.image)
+        return open_picture(case.image)
     except ValueError as error:
-        where = record.image if isinstance(record.image, Path) else f"image {record.image_id}"
+        where = case.image if isinstance(case.image, Path) else f"image {case.case_id}"
         raise DataError(f"{name}: {where} cannot be read: {error}") from error
-
-
-def _truth(record: Record) -> dict[str, Any]:
-    assert record.labels is not None
-    return {"boxes": record.boxes, "class_labels": record.labels, "crowd": record.crowd, "area": record.area}
-
-
-def _phrase_hits(
-    model: GroundingDinoForObjectDetection,
-    processor: GroundingDinoProcessor,
-    images: Sequence[Any],
-    batch: Sequence[Record],
-) -> list[list[bool]]:
-    captions = [closed_caption(str(record.caption)) for record in batch]
-    inputs = processor(images=list(images), text=captions).to(model.device)
-    output: Any = model(**inputs)
-    results = []
-    for image, record, caption, logits_QT, boxes_Q4 in zip(
-        images, batch, captions, output.logits.float(), output.pred_boxes, strict=True
-    ):
-        prompt = encode_prompt(caption, processor.tokenizer)
-        scale = torch.tensor([image.width, image.height] * 2)
-        hits = []
-        for spans in dict.fromkeys(record.spans or ()):
-            tokens_T = span_token_mask(prompt, spans).to(logits_QT.device)
-            scores_Q = logits_QT[:, : len(tokens_T)][:, tokens_T].sigmoid().mean(1)
-            best = box_convert(boxes_Q4[scores_Q.argmax()].cpu(), "cxcywh", "xyxy") * scale
-            wanted = record.boxes[[i for i, own in enumerate(record.spans or ()) if own == spans]]
-            hits.append(bool((box_iou(best[None], wanted) >= HIT_IOU).any()))
-        results.append(hits)
-    return results
-
-
-def _scores(outcomes: Sequence[Outcome], num_labels: int) -> dict[str, float]:
-    if outcomes and outcomes[0].truth is None:
-        hits = [hit for outcome in outcomes for hit in outcome.hits]
-        return {"R@1": sum(hits) / len(hits) if hits else -1.0}
-    truths = [outcome.truth for outcome in outcomes if outcome.truth is not None]
-    found = [outcome.found for outcome in outcomes if outcome.found is not None]
-    return coco_average_precision(truths, found, num_labels)
