@@ -516,6 +516,7 @@ def test_help_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
     one_line(capsys)
 
 
+FORMATTED = {"validate": [], "evaluate": ["--model", "m"], "calibrate": ["--model", "m"]}
 LIGHT = [
     ["--help"],
     ["--version"],
@@ -529,6 +530,7 @@ LIGHT = [
     *([name, *words] for name in ("evaluate", "calibrate") for words in (["--list"], ["cocoo", "--model", "m"])),
     ["evaluate", "coco", "--model", "m"],
     ["evaluate"],
+    *([name, "--format", "koko", "--annotations", "a", *words] for name, words in FORMATTED.items()),
     ["detect"],
     ["detect", "none.png", "--labels", "cat"],
 ]

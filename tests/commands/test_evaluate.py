@@ -445,7 +445,7 @@ def test_bad_annotations_are_one_line_and_2(
     content: Any, message: str, mine: Path, loaded: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     mine.write_text(json.dumps(content))
-    assert evaluate("--annotations", mine, "--output", mine.parent / "report") == 2
+    assert evaluate("--annotations", mine, "--model", "nano", "--output", mine.parent / "report") == 2
     said = one_line(capsys)
     assert said.startswith(str(mine)) and message in said
     assert not loaded and not (mine.parent / "report").exists()
@@ -453,7 +453,7 @@ def test_bad_annotations_are_one_line_and_2(
 
 def test_a_cut_off_file_is_one_line_and_2(mine: Path, loaded: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     mine.write_bytes(mine.read_bytes()[:-20])
-    assert evaluate("--annotations", mine) == 2
+    assert evaluate("--annotations", mine, "--model", "nano") == 2
     said = one_line(capsys)
     assert said.startswith(f"{mine}, line 1, column ") and "not JSON, or cut off" in said
     assert not loaded
@@ -508,17 +508,23 @@ def test_bad_predictions_are_one_line_and_2(
         ((), "name a benchmark with --data FOLDER (see --list), or a data set with --annotations PATH"),
         (("coko", "--data", "."), "no benchmark is called 'coko'; the nearest is 'coco'"),
         (("coco",), "--data is missing: the folder of COCO val2017, to be had at https://cocodataset.org"),
-        (("coco", "--data", "{mine}"), "no such folder; COCO val2017 is to be had at"),
-        (("coco", "--data", "{folder}"), "needs annotations/instances_val2017.json, which is not there"),
+        (("coco", "--data", "."), "no model: give --model"),
+        (("--annotations", "{mine}"), "no model: give --model"),
+        (("coco", "--data", "{mine}", "--model", "m"), "no such folder; COCO val2017 is to be had at"),
+        (
+            ("coco", "--data", "{folder}", "--model", "m"),
+            "needs annotations/instances_val2017.json, which is not there",
+        ),
         (("coco", "--data", ".", "--annotations", "{mine}"), "give the benchmark coco or --annotations, not both"),
         (("--annotations", "{mine}", "--predictions", "none.json"), "none.json: there are no predictions of mine"),
         (("--annotations", "{mine}", "--predictions", "x", "--top-k", "5"), "--chunk-size and --top-k are for asking"),
-        (("--annotations", "{folder}/none.json"), "none.json: No such file or directory"),
-        (("--annotations", "{mine}", "--format", "koko"), "koko"),
+        (("--annotations", "{folder}/none.json", "--model", "m"), "none.json: No such file or directory"),
+        (("--annotations", "{mine}", "--format", "koko"), "format 'koko' is not one of coco, lvis, odvg"),
+        (("--annotations", "{mine}", "--predictions", "x", "--nms", "0.5"), "--threshold and --nms are for asking"),
         (("--annotations", "{mine}", "--limit", "0"), "argument --limit: 0 is not a whole number from 1 up"),
         (("--annotations", "{mine}", "--modle", "x"), "unrecognized arguments: --modle"),
         (("--annotations", "{mine}", "--model", "./none"), "no such model: ./none"),
-        (("--annotations", "{mine}", "--device", "cuda:77"), "the device cuda:77 cannot be used"),
+        (("--annotations", "{mine}", "--model", "nano", "--device", "cuda:77"), "the device cuda:77 cannot be used"),
     ],
 )
 def test_mistakes_are_one_line_and_2(

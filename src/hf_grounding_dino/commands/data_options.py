@@ -71,6 +71,7 @@ def named_benchmark(arguments: argparse.Namespace) -> Benchmark | None:
         UserError: neither or both of a benchmark and a data set are named, there is no such benchmark, or an option
             does not go with another.
     """
+    from hf_grounding_dino.data.readers import FORMATS
     from hf_grounding_dino.evaluation.benchmarks import find_benchmark
 
     if arguments.predictions is not None and (arguments.chunk_size or arguments.top_k):
@@ -78,6 +79,9 @@ def named_benchmark(arguments: argparse.Namespace) -> Benchmark | None:
     if arguments.benchmark is None:
         if arguments.annotations is None:
             raise UserError("name a benchmark with --data FOLDER (see --list), or a data set with --annotations PATH")
+        known = ("coco", "lvis", *(name for name in FORMATS if name != "coco"))
+        if arguments.format not in known:
+            raise UserError(f"format {arguments.format!r} is not one of {', '.join(known)}")
         return None
     try:
         benchmark = find_benchmark(arguments.benchmark)

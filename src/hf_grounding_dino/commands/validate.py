@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from hf_grounding_dino.printable import printable
 
-from . import quiet_libraries, say, whole_number
+from . import UserError, quiet_libraries, say, whole_number
 from .problems import user_errors
 
 if TYPE_CHECKING:
@@ -75,8 +75,11 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UserError: the set cannot be used at all.
     """
+    from hf_grounding_dino.data.readers import FORMATS
     from hf_grounding_dino.data.records import DataError, SourceEntry
 
+    if arguments.format not in FORMATS:
+        raise UserError(f"format {arguments.format!r} is not one of {', '.join(FORMATS)}")
     entry = SourceEntry(
         format=arguments.format,
         annotations=arguments.annotations,
