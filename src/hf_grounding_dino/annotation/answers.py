@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..documents import load_json
+
 _BOX_DIGITS = 2  # a hundredth of a pixel
 _SCORE_DIGITS = 4
 _LEAST_SIDE = 1.02  # readers take boxes below a pixel for mistakes, and files round
@@ -65,7 +67,7 @@ def from_line(line: bytes) -> LabelledPicture:
     Raises:
         ValueError: it is cut off, or another thing.
     """
-    content: Any = json.loads(line)
+    content: Any = load_json(line)
     try:
         return LabelledPicture(**{**content, "size": tuple(content.get("size", (0, 0)))})
     except (TypeError, AttributeError) as error:

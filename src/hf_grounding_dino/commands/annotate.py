@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import glob
 import itertools
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -84,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=whole_number(1), default=4, help="pictures that run together (%(default)s)"
     )
-    parser.add_argument("--threads", type=whole_number(1), help="that read pictures ahead; by default one a core")
+    parser.add_argument("--threads", type=whole_number(1, 1024), help="that read pictures ahead; by default one a core")
     parser.add_argument(
         "--shard", metavar="I/N", help="do part I of N, from 1/N to N/N; under `accelerate launch`, one a process"
     )
@@ -165,10 +164,11 @@ def _least_scores(arguments: argparse.Namespace, labels: Sequence[str]) -> tuple
 
 
 def _thresholds(path: Path) -> dict[str, Any] | Thresholds:
+    from hf_grounding_dino.documents import load_json
     from hf_grounding_dino.thresholds import Thresholds
 
     try:
-        content = json.loads(path.read_bytes())
+        content = load_json(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except ValueError as error:
@@ -190,8 +190,8 @@ def _shard(text: str | None) -> Shard:
     if text is None:
         return Shard(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
     index, _, count = text.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
-        raise UserError(f"--shard {text}: I/N is needed, from 1/N to N/N")
+    if not (index.isdecimal() and count.isdecimal() and len(text) <= 36 and 1 <= int(index) <= int(count)):
+        raise UserError(f"--shard {text:.36}: I/N is needed, from 1/N to N/N")
     return Shard(int(index) - 1, int(count))
 
 

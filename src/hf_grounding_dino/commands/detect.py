@@ -20,7 +20,7 @@ from hf_grounding_dino.drawing import Detection, certainty, draw_detections
 
 from . import UserError, complain, quiet_libraries, usable_device
 from .pictures import find_pictures, make_folder, name_results, own_name, read_picture, write_file
-from .problems import hub_problem
+from .problems import hub_problem, limit_problem
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -143,7 +143,7 @@ def load_detector(model: str | Path = NANO, device: str = "auto", dtype: str = "
     except LoadingError as error:
         raise UserError(error) from error
     except Exception as error:  # transformers, the Hub's client and safetensors have no error in common
-        problem = hub_problem(error) or str(error) or type(error).__name__
+        problem = hub_problem(error) or limit_problem(error) or str(error) or type(error).__name__
         named = problem.startswith(str(model))
         raise UserError(problem if named else f"the model {model} cannot be loaded: {problem}") from error
     return Detector(cast(Any, network).to(place), processor)
