@@ -16,6 +16,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # A file is a stage of the data's way; it imports from the ones above it alone.
 STAGES = [
+    "documents",
     "whole_files",
     "printable",
     "kept",

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import transformers
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PretrainedConfig
 from transformers.activations import ACT2FN
 
@@ -46,6 +47,7 @@ NOT_NEGATIVE_OPTIONS = (
 )
 EPSILON_OPTIONS = ("logit_epsilon", "logit_epsilon_heads")
 STOCK_EPSILON = 1e-5
+MOST_LAYERS = 1000
 
 
 class LossWeights(NamedTuple):
@@ -106,7 +108,7 @@ class _GroundingDinoOptions:
         """Load the configuration of a repo as the class of its own model type, whichever of the two that is.
 
         Raises:
-            ValueError: a repo of another family, named, or a config.json that is none.
+            ValueError: a repo of another family, named, or a config.json that is none or says what cannot be built.
         """
         where: dict[str, Any] = {
             "cache_dir": cache_dir,
@@ -125,14 +127,41 @@ class _GroundingDinoOptions:
         own = _own_class(values.get("model_type"))
         if own is not cls:
             return own.from_pretrained(pretrained_model_name_or_path, **where, **kwargs)
-        return super().from_pretrained(pretrained_model_name_or_path, **where, **kwargs)  # type: ignore[misc]
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **where, **kwargs)  # type: ignore[misc]
+        except (StrictDataclassError, ArithmeticError, AttributeError, LookupError, TypeError) as error:
+            reason = " ".join(str(error.__cause__ or error).split())
+            raise ValueError(f"The config.json of {pretrained_model_name_or_path}: {reason}") from error
 
     def validate_architecture(self: Any) -> None:
         """Refuse what the network cannot be built from. Runs at construction and before saving."""
-        reasons = [*self._impossible_numbers(), *self._impossible_widths(), *self._unsupported_options()]
+        reasons = [
+            *self._numbers_without_end(),
+            *self._impossible_numbers(),
+            *self._impossible_widths(),
+            *self._unsupported_options(),
+        ]
         for refused, reason in reasons:
             if refused:
                 raise ValueError(reason)
+
+    def _numbers_without_end(self: Any) -> list[tuple[bool, str]]:
+        """What no machine holds, or builds within hours; a file that others wrote may say so."""
+        backbone, text = self.backbone_config, self.get_text_config()
+        depths = {
+            **{name: getattr(self, name) for name in ("encoder_layers", "decoder_layers", "num_feature_levels")},
+            "text_config.num_hidden_layers": getattr(text, "num_hidden_layers", 0),
+            "backbone_config.num_hidden_layers": getattr(backbone, "num_hidden_layers", 0),
+            **{f"backbone_config.depths.{i}": depth for i, depth in enumerate(getattr(backbone, "depths", None) or ())},
+        }
+        numbers = {name: value for name, value in vars(self).items() if isinstance(value, int | float)}
+        return [
+            *(
+                (not abs(value) < 2**63, f"`{name}` must be a number of at most 64 bits.")
+                for name, value in numbers.items()
+            ),
+            *((depth > MOST_LAYERS, f"`{name}` must be at most {MOST_LAYERS}.") for name, depth in depths.items()),
+        ]
 
     def _impossible_numbers(self: Any) -> list[tuple[bool, str]]:
         positive = [(getattr(self, name) < 1, f"`{name}` must be at least 1.") for name in POSITIVE_OPTIONS]
@@ -199,6 +228,10 @@ class _GroundingDinoOptions:
             (
                 self.position_embedding_type not in POSITION_EMBEDDINGS,
                 f"`position_embedding_type` is {self.position_embedding_type!r}, not one of {POSITION_EMBEDDINGS}.",
+            ),
+            (
+                not all(type(i) is int and 0 <= i < 2**63 for i in self.phrase_boundary_token_ids),
+                f"`phrase_boundary_token_ids` are {self.phrase_boundary_token_ids}, which are no ids of tokens.",
             ),
             (
                 len(self.phrase_boundary_token_ids) < 2,

@@ -21,6 +21,8 @@ _CONFIG_FILE = "config.json"
 _BEST_OF_RUN = "best"
 _SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/")
 _SAMPLED_VALUES = 64
+_UNBUILDABLE = (RuntimeError, TypeError, ArithmeticError, LookupError, AssertionError, AttributeError)
+"""What PyTorch and transformers raise for sizes and ids that no network can have."""
 _NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "dtype", "architectures")
 
 
@@ -38,8 +40,9 @@ def load_whole(
         dtype: what the weights are kept in.
 
     Raises:
-        LoadingError: weights that are missing, which transformers would make up, cut off, or not finite; the tokenizer
-            of another model; or a folder that holds none.
+        LoadingError: weights that are missing, which transformers would make up, or cut off, not finite, or of other
+            shapes than config.json says, or numbers there that make no network; the tokenizer of another model; or a
+            folder that holds none.
         OSError, ValueError: as `from_pretrained`: no such model, no way to it, or one of another family.
     """
     _refuse_other_folders(str(model))
@@ -51,6 +54,13 @@ def load_whole(
             processor = GroundingDinoProcessor.from_pretrained(model, local_files_only=cached)
     except SafetensorError as error:
         raise LoadingError(f"the weights of the model {model} are not whole, or no weights: {error}") from error
+    except _UNBUILDABLE as error:
+        if "alloc" in str(error):  # of memory: it is the machine that lacks it
+            raise
+        reason = " ".join(str(error).split("\nException raised")[0].split())
+        if "ignore_mismatched_sizes" in reason:
+            reason = "the weights have other shapes"
+        raise LoadingError(f"the model {model} cannot be built as its config.json says: {reason}") from error
     network, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise LoadingError(f"the model {model} lacks {len(missing)} of its weights, such as {missing[0]}")

@@ -157,6 +157,7 @@ def encode_labels(labels: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> 
             raise ValueError(f"Label {i} is {type(label).__name__}, not text: {label!r}.")
         if not label.strip():
             raise ValueError(f"Label {i} is empty: {label!r}.")
+        _refuse_half_characters(label)
     specials = special_token_ids(tokenizer)
     cls_id, sep_id, delimiter_id = specials[:3]
     encoded = tokenizer([lower_case(label) for label in labels], add_special_tokens=False, verbose=False)["input_ids"]
@@ -168,6 +169,11 @@ def encode_labels(labels: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> 
         ids += [*kept, delimiter_id]
     ids.append(sep_id)
     return EncodedPrompt(tuple(ids), tuple(labels), None, ((0, 0),) * len(ids))
+
+
+def _refuse_half_characters(text: str) -> None:
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError(f"{quoted(text)} holds characters that are no text.")
 
 
 def quoted(text: str) -> str:
@@ -184,8 +190,9 @@ def encode_caption(caption: str, tokenizer: PreTrainedTokenizerBase) -> EncodedP
     """Encode a sentence, or several: each part between delimiters is a phrase. Closes the last one by itself.
 
     Raises:
-        ValueError: the caption has no token that the tokenizer knows.
+        ValueError: the caption is not text, or has no token that the tokenizer knows.
     """
+    _refuse_half_characters(caption)
     specials = special_token_ids(tokenizer)
     cls_id, sep_id, delimiter_id = specials[:3]
     encoded = tokenizer(lower_case(caption), add_special_tokens=False, return_offsets_mapping=True, verbose=False)

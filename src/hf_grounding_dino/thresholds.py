@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 from transformers.utils.hub import cached_file
 
+from .documents import load_json
 from .post_processing import Detections
 from .prompts import PHRASE_DELIMITERS, clean_name
 from .whole_files import write_whole
@@ -76,7 +77,7 @@ class Thresholds:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: there is no such file of thresholds (`calibrate` makes one)")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = load_json(path.read_bytes())
             return cls(content["default"], dict(content.get("labels", {})), str(content.get("source", "")))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path}: not a file of thresholds: {error}") from error

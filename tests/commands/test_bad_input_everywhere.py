@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -315,6 +319,164 @@ def test_a_file_in_the_place_of_the_folder(case: str, here: Path, capsys: pytest
     assert said.startswith(("out", "the folder out cannot be made: "))
     assert Path("out").read_text() == "old"
     assert sorted(path.name for path in here.iterdir()) == before
+
+
+# --- what goes past a limit --------------------------------------------------------------------------------------
+
+
+class Beyond(NamedTuple):
+    """A file, or changes to the configuration of a model in the folder "odd"; a command that reads it; what it says."""
+
+    content: str | dict[str, Any]
+    argv: list[str]
+    said: str
+
+
+DEEP, DEEP_YAML, LONG = "[" * 100_000, "a: " + "[" * 20_000, "9" * 400
+LAUGHS = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10))
+FINE = {"id": 1, "width": 96, "height": 64, "file_name": "a.png", "image_id": 1, "category_id": 1, "bbox": [1, 2, 9, 9]}
+ODD_DATA = ["--annotations", "odd.json", "--images", "."]
+ODD = ["--model", "odd"]
+TRAIN = [*RECIPE, "output_dir=out", "--set"]
+
+
+def coco_with(**changes: Any) -> str:
+    """A COCO set of one picture, one box and one category, whose entries all have these changes."""
+    one = {**FINE, "name": "cat", "iscrowd": 0, "area": 81, **changes}
+    return json.dumps({"images": [one], "annotations": [one], "categories": [one]})
+
+
+READERS = {
+    "validate": ["validate", *ODD_DATA],
+    "evaluate": ["evaluate", *ODD_DATA, "--model", "model", "--output", "out"],
+    "calibrate": ["calibrate", *ODD_DATA, "--model", "model", "--output", "out", "--to", "."],
+    "train": [*TRAIN, "train=[{format: coco, annotations: odd.json, images: .}]"],
+    "thresholds": [*ANNOTATE, "--thresholds", "odd.json"],
+}
+CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
+    "a million layers": ({"encoder_layers": 10**6}, "`encoder_layers` must be at most 1000"),
+    "a million layers of text": ({"text_config.num_hidden_layers": 10**6}, "num_hidden_layers` must be at most 1000"),
+    "a million blocks": ({"backbone_config.depths": [10**6, 1, 1, 1]}, "depths.0` must be at most 1000"),
+    "no heads": ({"text_config.num_attention_heads": 0}, "cannot be built as its config.json says: integer modulo by"),
+    "no cells": ({"backbone_config.patch_size": 0}, "cannot be built as its config.json says: integer division"),
+    "vocabulary below 0": ({"text_config.vocab_size": -1}, "negative dimension -1"),
+    "padding past the vocabulary": ({"text_config.pad_token_id": 10**9}, "Padding_idx must be within"),
+    "ids below 0": ({"phrase_boundary_token_ids": [-1, -2]}, "which are no ids of tokens"),
+    "ids of text": ({"phrase_boundary_token_ids": ["[CLS]", "[SEP]"]}, "which are no ids of tokens"),
+    "queries": ({"num_queries": int(LONG)}, "`num_queries` must be a number of at most 64 bits"),
+    "another shape": ({"text_config.max_position_embeddings": 2}, "the weights have other shapes"),
+    "no such type": ({"dtype": "float99"}, "float99"),
+    "a list": ({"text_config": []}, "text_config"),
+}
+BEYOND: dict[str, Beyond] = {
+    **{f"deep JSON, {name}": Beyond(DEEP, argv, "nested too deeply") for name, argv in READERS.items()},
+    **{
+        f"400 digits, {name}": Beyond(coco_with(area=int(LONG)), argv, "a number of 400 digits")
+        for name, argv in READERS.items()
+    },
+    **{
+        f"half a character, {name}": Beyond(coco_with(name="c\ud800t"), argv, "half a character")
+        for name, argv in READERS.items()
+    },
+    "a category of 64 bits": Beyond(coco_with(id=2**63, category_id=2**63), READERS["evaluate"], "a whole number"),
+    **{
+        f"{what}, {name}": Beyond(content, argv, said)
+        for what, content, said in (
+            ("deep YAML", DEEP_YAML, "nested too deeply"),
+            ("aliases", LAUGHS + "names: *a9\n", "its aliases stand for more than 1,000,000 values"),
+            ("400 digits in YAML", f"batch_size: {LONG}", "a number of 400 digits"),
+            ("half a character in YAML", 'model: "\\ud800"', "half a character"),
+        )
+        for name, argv in (
+            ("recipe", ["train", "odd.yaml"]),
+            ("YOLO", ["validate", "--format", "yolo", "--annotations", "odd.yaml", "--images", "."]),
+            ("publish", ["publish", "odd-run", "--to", "out"]),
+        )
+    },
+    **{
+        f"--set {text[:20]}": Beyond("", [*TRAIN, text], said)
+        for text, said in (
+            (f"train={DEEP}", "nested too deeply"),
+            (f"batch_size={LONG}", "a number of 400 digits"),
+            (f"learning_rate={LONG}", "a number of 400 digits"),
+            (f"max_steps={LONG}", "a number of 400 digits"),
+            ("num_workers=100000", "num_workers is 100000: 1024 processes are the most"),
+        )
+    },
+    "threads": Beyond("", [*ANNOTATE, "--threads", "100000"], "100000 is not a whole number from 1 to 1024"),
+    "batch size": Beyond("", [*ANNOTATE, "--batch-size", LONG], "... is not a whole number from 1 up"),
+    "5000 digits": Beyond("", [*ANNOTATE, "--top-k", "9" * 5000], "... is not a whole number from 1 up"),
+    "shard": Beyond("", [*ANNOTATE, "--shard", f"1/{'9' * 5000}"], "I/N is needed"),
+    **{
+        f"half a character, {option}": Beyond(
+            "", ["detect", "a.png", option, "c\udcfft", "--model", "model", "--output", "out"], "that are no text"
+        )
+        for option in ("--labels", "--caption")
+    },
+    **{
+        f"{what}, {name}": Beyond(content, argv, said)
+        for what, (content, said) in CONFIGS.items()
+        for name, argv in (
+            ("detect", ["detect", "a.png", *LABELS, *ODD, "--output", "out"]),
+            ("train", [*TRAIN, "model=odd"]),
+        )
+    },
+}
+
+
+def write_odd(content: str | dict[str, Any]) -> None:
+    """What a case of `BEYOND` reads: odd.json, odd.yaml and a run with such a recipe, or the model "odd"."""
+    if isinstance(content, str):
+        for name in ("odd.json", "odd.yaml"):
+            Path(name).write_text(content)
+        shutil.copytree("run", "odd-run")
+        Path("odd-run/recipe.yaml").write_text(content)
+        return
+    shutil.copytree("model", "odd")
+    config = json.loads(Path("odd/config.json").read_text())
+    for path, value in content.items():
+        *groups, name = path.split(".")
+        reduce(lambda part, group: part[group], groups, config)[name] = value
+    Path("odd/config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("case", BEYOND)
+def test_what_goes_past_a_limit(case: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Said on one line of bearable length, soon, and nothing is written."""
+    content, argv, said = BEYOND[case]
+    write_odd(content)
+    line = complaint(capsys, argv)
+    assert said in line and len(line) < 600
+    results = [path for path in Path("out").rglob("*") if path.is_file() and path.suffix in (".png", ".safetensors")]
+    assert not results
+
+
+STREAMS = {
+    "closed": ("{detect} >&-", 0, ""),
+    "errors closed": ("{detect} 2>&-", 0, ""),
+    "read no further": ("{detect} | true", 1, ""),
+    "help read no further": ("{python} detect --help | true", 1, ""),
+    "validated, read no further": ("{python} validate --annotations set/set.json | true", 1, ""),
+    "full": ("{detect} > /dev/full", 2, "No space left on device"),
+    "labelled, closed": ("{annotate} >&-", 0, ""),
+    "little memory": ("ulimit -v 2500000; {detect}", 2, "there is not enough memory for this"),
+    "labelled with little memory": ("ulimit -v 2500000; {annotate}", 2, "there is not enough memory for this"),
+}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a shell, /dev/full and limits of Linux")
+@pytest.mark.parametrize("case", STREAMS)
+def test_what_the_shell_takes_away(case: str, here: Path) -> None:
+    """A stream that is shut, full or no longer read, and memory: the code says it, never a traceback."""
+    line, code, said = STREAMS[case]
+    python = f"{shlex.quote(sys.executable)} -m hf_grounding_dino"
+    detect = f"{python} detect a.png --labels 'red circle' --model model --output out"
+    annotate = f"{python} {shlex.join(ANNOTATE)}"
+    command = "set -o pipefail; " + line.format(python=python, detect=detect, annotate=annotate)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+    assert said in done.stderr
 
 
 def test_every_command_is_in_a_table() -> None:

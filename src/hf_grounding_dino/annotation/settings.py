@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..data.records import shown
+from ..documents import load_json
 from .answers import AnnotationError
 from .files import WORK_FOLDER, write_text
 
@@ -114,7 +115,7 @@ def read_settings(output: Path) -> Settings:
     """
     path = output / _FILE
     try:
-        content = json.loads(path.read_bytes())
+        content = load_json(path.read_bytes())
         if content.pop("version") != _VERSION:
             raise ValueError
         settings = Settings(**content)

@@ -45,13 +45,15 @@ def say(text: str, file: TextIO | None = None) -> None:
 
 
 def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
-    """The type of an option that is a whole number from `least` on."""
+    """The type of an option that is a whole number from `least` on, of 18 digits at most."""
 
     def read(text: str) -> int:
-        if text.isdecimal() and least <= int(text) and (most is None or int(text) <= most):
+        if text.isdecimal() and len(text) <= 18 and least <= int(text) and (most is None or int(text) <= most):
             return int(text)
         bounds = f"from {least} up" if most is None else f"from {least} to {most}"
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number {bounds}")
+        raise argparse.ArgumentTypeError(
+            f"{text if len(text) <= 18 else text[:18] + '...'} is not a whole number {bounds}"
+        )
 
     return read
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import glob
 import itertools
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='others, by label: JSON {"cat": 0.4, ...}, or a file that `calibrate` wrote',
     )
     add_running_options(parser, batch_size=4)
-    parser.add_argument("--threads", type=whole_number(1), help="that read pictures ahead; by default one a core")
+    parser.add_argument("--threads", type=whole_number(1, 1024), help="that read pictures ahead; by default one a core")
     parser.add_argument(
         "--shard", metavar="I/N", help="do part I of N, from 1/N to N/N; under `accelerate launch`, one a process"
     )
@@ -159,10 +158,11 @@ def _least_scores(arguments: argparse.Namespace, labels: Sequence[str]) -> tuple
 
 
 def _thresholds(path: Path) -> dict[str, Any] | Thresholds:
+    from hf_grounding_dino.documents import load_json
     from hf_grounding_dino.thresholds import Thresholds
 
     try:
-        content = json.loads(path.read_bytes())
+        content = load_json(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except ValueError as error:
@@ -184,8 +184,8 @@ def _shard(text: str | None) -> Shard:
     if text is None:
         return Shard(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
     index, _, count = text.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
-        raise UserError(f"--shard {text}: I/N is needed, from 1/N to N/N")
+    if not (index.isdecimal() and count.isdecimal() and len(text) <= 36 and 1 <= int(index) <= int(count)):
+        raise UserError(f"--shard {text:.36}: I/N is needed, from 1/N to N/N")
     return Shard(int(index) - 1, int(count))
 
 

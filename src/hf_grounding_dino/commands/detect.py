@@ -30,7 +30,7 @@ from .model_options import (
     named_model,
 )
 from .pictures import encoded, find_pictures, make_folder, name_results, own_name, read_picture, write_file
-from .problems import hub_problem
+from .problems import hub_problem, limit_problem
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -188,7 +188,7 @@ def load_detector(model: str | Path, device: str = "auto", dtype: str = "float32
     except LoadingError as error:
         raise UserError(error) from error
     except Exception as error:  # transformers, the Hub's client and safetensors have no error in common
-        problem = hub_problem(error) or str(error) or type(error).__name__
+        problem = hub_problem(error) or limit_problem(error) or str(error) or type(error).__name__
         named = problem.startswith(str(model))
         raise UserError(problem if named else f"the model {model} cannot be loaded: {problem}") from error
     return Detector(cast(Any, network).to(place), processor, kept)

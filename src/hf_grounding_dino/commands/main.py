@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from . import PROGRAM, UserError, complain
-from .problems import in_words
+from .problems import in_words, limit_problem
 
 # Each name is a module beside this one.
 COMMANDS = {
@@ -40,29 +40,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: all done; 1: some pictures could not be read, the others are done; 2: an error the user can mend, on one line
     of stderr; 130: interrupted.
     """
-    _print_any_text()
+    _ready_streams()
     # Where torchao is installed, transformers imports it, and torch has something to say about its types.
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        namespace = _parser(arguments).parse_args(arguments)
-        exit_code: int = namespace.run(namespace)
+        exit_code = _run(arguments)
         sys.stdout.flush()
     except UserError as error:
         complain(error)
         return EXIT_USER_ERROR
-    except SystemExit as request:  # argparse ends --help, --version and wrong usage so
-        return request.code if isinstance(request.code, int) else 0
     except KeyboardInterrupt:
         sys.stderr.write("\n")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader of the table has gone, as in `| head`; Python must not try to write the rest when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # the reader of the table has gone, as in `| head`
         return 1
     except OSError as error:  # what no command expected of the disk
+        _drop_output()
         complain(in_words(error))
         return EXIT_USER_ERROR
+    except Exception as error:
+        problem = limit_problem(error)
+        if problem is None:
+            raise
+        complain(problem)
+        return EXIT_USER_ERROR
+    return exit_code
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        namespace = _parser(arguments).parse_args(arguments)
+        exit_code: int = namespace.run(namespace)
+    except SystemExit as request:  # argparse ends --help, --version and wrong usage so
+        return request.code if isinstance(request.code, int) else 0
     return exit_code
 
 
@@ -94,8 +106,19 @@ def _version() -> str:
         return "(not installed)"
 
 
-def _print_any_text() -> None:
-    """Let labels and file names that the terminal has no letters for be printed, escaped."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+def _ready_streams() -> None:
+    """Let names that the terminal has no letters for be printed, escaped, and to a closed stream nothing."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """Where stdout cannot be written, keep Python from trying to write the rest when it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

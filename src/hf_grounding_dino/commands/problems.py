@@ -14,6 +14,8 @@ from . import UserError
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC))
 _TORCH_WRITER = re.compile(r"(?:\[enforce fail at inline_container|basic_ios::clear).*", re.DOTALL)
 """All that torch says where its file takes no more bytes; the reason of the system is lost in it."""
+_NO_MEMORY = re.compile(r"alloc\w* memory|(out of|not enough) memory|bad.alloc|failed to map segment", re.IGNORECASE)
+"""Said by PyTorch's allocators, of the CPU and of GPUs, by C++, and where PyTorch itself finds no room."""
 _ERRNO = re.compile(r"\[Errno (\d+)\]|\(os error (\d+)\)")
 """How Python and Rust, which `tokenizers` and `safetensors` are written in, call the error of the system."""
 _PAGE = re.compile(r"/(?:api/)?(?:models/)?((?:datasets/|spaces/)?.+?)/(?:resolve|revision|tree|paths-info)/")
@@ -34,7 +36,7 @@ def user_errors(*kinds: type[Exception], place: str | Path | None = None) -> Ite
     """
     try:
         yield
-    except UserError:
+    except (UserError, BrokenPipeError):  # of stdout, whose reader has gone
         raise
     except Exception as error:
         if not isinstance(error, (*kinds, OSError)) and not _TORCH_WRITER.search(str(error)) and not _number(error):
@@ -94,6 +96,25 @@ def _without_network(error: BaseException, *, offline: bool) -> str:
     """The first sentence of what transformers says, which names the address."""
     text = " ".join(str(error).split()).partition(" Check your internet")[0]
     return f"{text} (HF_HUB_OFFLINE is {'set' if offline else 'not set: set to 1, it goes without the network'})"
+
+
+def limit_problem(error: BaseException) -> str | None:
+    """Which limit of the machine or of Python an input or an option goes past, on one line; None for other errors."""
+    for cause in _causes(error):
+        text = " ".join(str(cause).split())
+        if isinstance(cause, MemoryError) or (
+            isinstance(cause, RuntimeError | ImportError) and _NO_MEMORY.search(text)
+        ):
+            return "there is not enough memory for this"
+        if isinstance(cause, RuntimeError) and "start new thread" in text:
+            return "the system gives no more threads"
+        if isinstance(cause, RecursionError):
+            return "something in the input is nested too deeply"
+        if isinstance(cause, OverflowError):
+            return f"a number in the input or the options is too large: {text}"
+        if isinstance(cause, UnicodeEncodeError) and "surrogates" in cause.reason:
+            return f"a text in the input or the options holds half a character: {cause.object!r:.80}"
+    return None
 
 
 def system_reason(error: BaseException) -> str:

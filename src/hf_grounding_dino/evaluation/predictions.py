@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..data.records import DataError, shown
+from ..documents import load_json
 from ..whole_files import whole_file, write_whole
 from .tasks import Answer, CaseId
 
@@ -92,7 +93,7 @@ class PredictionStore:
         if not file.is_file():
             return None
         try:
-            protocol = json.loads(file.read_bytes())
+            protocol = load_json(file.read_bytes())
         except ValueError as error:
             raise DataError(f"{file}: not JSON, or cut off ({error})") from None
         if not isinstance(protocol, dict):

@@ -65,13 +65,7 @@ class ResultsFile:
             yield {"image_id": image_id, "boxes": boxes[own], "scores": scores[own], "labels": labels[own]}
 
     def _read(self) -> None:
-        raw = read_bytes(self.path)
-        try:
-            entries = json.loads(raw, object_hook=self._entry)
-        except DataError:
-            raise
-        except (ValueError, RecursionError):
-            entries = parse_json(raw, str(self.path))
+        entries = parse_json(read_bytes(self.path), str(self.path), object_hook=self._entry)
         if not isinstance(entries, list):
             raise DataError(f"{self.path}: a list of predictions is needed")
         for number, entry in enumerate(entries, start=1):

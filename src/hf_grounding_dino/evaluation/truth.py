@@ -6,7 +6,6 @@ compared with published ones need the file as it is.
 
 from __future__ import annotations
 
-import json
 import math
 from array import array
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -159,11 +158,7 @@ def read_entries(path: Path, lists: Sequence[str]) -> Json:
     Raises:
         DataError: no such file, no JSON, or something else.
     """
-    raw = read_bytes(path)
-    try:
-        document = json.loads(raw, object_hook=_without_mask)
-    except (ValueError, RecursionError):
-        document = parse_json(raw, str(path))
+    document = parse_json(read_bytes(path), str(path), object_hook=_without_mask)
     if not isinstance(document, dict):
         raise DataError(f"{path}: one JSON object with {', '.join(lists)} is needed, not a {type(document).__name__}")
     for name in lists:
@@ -266,7 +261,7 @@ def _categories(raw: Sequence[Any], path: Path) -> tuple[Category, ...]:
     for number, entry in enumerate(raw, start=1):
         where = f"{path}, category entry {number}"
         category_id, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
-        if type(category_id) is not int or not isinstance(name, str):
+        if type(category_id) is not int or abs(category_id) >= 2**63 or not isinstance(name, str):
             raise DataError(f"{where}: a category needs a whole number as id and a name, not {entry!r}")
         if category_id in categories:
             raise DataError(f"{where}: id {category_id} is that of {categories[category_id].name!r} too")

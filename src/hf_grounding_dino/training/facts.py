@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import yaml
 from safetensors import safe_open
 
 from ..data.records import RecordSet, RecordStream, SourceEntry
+from ..documents import load_yaml
 from ..whole_files import write_whole
 from .curves import main_metrics
 from .history import NOTHING_TO_MEASURE, History, Point, read_history
@@ -199,9 +199,9 @@ def read_options(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        options = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file}: {' '.join(str(error).split())}") from error
+        options = load_yaml(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
     if not isinstance(options, dict):
         raise ValueError(f"{file}: holds no names and values")
     public: dict[str, Any] = _public(options)

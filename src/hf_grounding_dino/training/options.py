@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import yaml
 
+from ..documents import load_yaml
+
 Options = TypeVar("Options")
 
 
@@ -115,9 +117,9 @@ def set_options(values: dict[str, Any], assignments: Iterable[str]) -> dict[str,
         if not equals or not path:
             raise OptionError(f"--set {assignment}: write it as key=value")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise OptionError(f"--set {assignment}: the value is no YAML") from error
+            value = load_yaml(text)
+        except ValueError as error:
+            raise OptionError(f"--set {path}: the value is no YAML ({error})") from error
         _set(changed, path.split("."), value, assignment)
     return changed
 

@@ -13,9 +13,12 @@ import yaml
 from ..data.augmentation import AugmentationSettings
 from ..data.records import SourceEntry
 from ..data.training_prompts import PromptSettings
+from ..documents import load_yaml
 from .adapters import LoraSettings
 from .options import OptionError, build, set_options
 from .recipes import recipe_text
+
+MOST_WORKERS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,12 +125,18 @@ class Recipe:
                      "num_workers", "keep_checkpoints"):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise OptionError(f"{name} is {getattr(self, name)}: it must not be negative")
+        _refuse_too_many(self.num_workers)
         if not 0 <= self.interpolation <= 1:
             raise OptionError(f"interpolation is {self.interpolation}: it must be from 0 to 1")
         if self.average_decay is not None and not 0 <= self.average_decay < 1:
             raise OptionError(f"average_decay is {self.average_decay}: it must be from 0 to below 1")
         if self.schedule == "step" and not self.milestones:
             raise OptionError("schedule is step: give milestones")
+
+
+def _refuse_too_many(workers: int) -> None:
+    if workers > MOST_WORKERS:
+        raise OptionError(f"num_workers is {workers}: {MOST_WORKERS} processes are the most")
 
 
 MAY_CHANGE = frozenset({
@@ -177,9 +186,9 @@ def read_recipe(name: str, assignments: Iterable[str] = ()) -> Recipe:
 
 def _load(name: str) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(recipe_text(name))
-    except yaml.YAMLError as error:
-        raise OptionError(f"{name}: {' '.join(str(error).split())}") from error
+        values = load_yaml(recipe_text(name))
+    except ValueError as error:
+        raise OptionError(f"{name}: {error}") from error
     if not isinstance(values, dict):
         raise OptionError(f"{name}: a recipe holds names and values")
     return values

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ...documents import ObjectHook, load_json
 from ...prompts import clean_name
 from ..records import DataError, Finding, FindingKind, shown
 from .stray_names import refuse_stray
@@ -91,21 +92,23 @@ def read_bytes(path: Path) -> bytes:
         raise DataError(f"{path}: {error.strerror}") from error
 
 
-def parse_json(raw: bytes, where: str, line: int | None = None) -> Any:
+def parse_json(raw: bytes, where: str, line: int | None = None, object_hook: ObjectHook | None = None) -> Any:
     """The value that UTF-8 JSON text holds; `line` is its number where the text is one line of a file.
 
     Raises:
         DataError: text that is no JSON, or cut off.
     """
     try:
-        return json.loads(raw.decode("utf-8-sig"))
+        return load_json(raw, object_hook)
+    except DataError:
+        raise
     except json.JSONDecodeError as error:
         at = f"line {line or error.lineno}, column {error.colno}"
         raise DataError(f"{where}, {at}: not JSON, or cut off ({error.msg})") from None
     except UnicodeDecodeError as error:
         number = line or raw.count(b"\n", 0, error.start) + 1
         raise DataError(f"{where}, line {number}: not UTF-8 text") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DataError(f"{where}, line {line or 1}: JSON that cannot be read ({error})") from None
 
 
@@ -147,7 +150,7 @@ def as_integer(value: object) -> int | None:
         return value
     if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d{1,18}\s*", value):
         return int(value)
-    return int(value) if isinstance(value, float) and value.is_integer() else None
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**63 else None
 
 
 def category_number(value: object) -> int:

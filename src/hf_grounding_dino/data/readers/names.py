@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ...documents import load_yaml
 from ..records import DataError
 from .common import as_integer, read_bytes, read_json
 
@@ -40,9 +39,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         DataError: no such file, no YAML, or no mapping.
     """
     try:
-        document = yaml.safe_load(read_bytes(path))
-    except yaml.YAMLError as error:
-        raise DataError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+        document = load_yaml(read_bytes(path))
+    except DataError:
+        raise
+    except ValueError as error:
+        raise DataError(f"{path}: not YAML that can be read ({error})") from None
     if not isinstance(document, dict):
         raise DataError(f"{path}: a YAML mapping is needed, not a {type(document).__name__}")
     return document
