@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import torch
-
 Row = TypeVar("Row")
-_WORDS = ("out of memory", "can't allocate memory")
+_WORDS = re.compile(r"alloc\w* memory|(out of|not enough) memory|bad.alloc|failed to map segment", re.IGNORECASE)
+"""Of PyTorch's allocators, of the CPU and of GPUs, of C++, and where PyTorch itself finds no room."""
 
 
 def in_batches(rows: Sequence[Row], run: Callable[[Sequence[Row]], None], size: int) -> int:
@@ -37,12 +37,15 @@ def in_batches(rows: Sequence[Row], run: Callable[[Sequence[Row]], None], size: 
         else:
             done += len(some)
             continue
+        import torch
+
         torch.cuda.empty_cache()  # here, where the error no longer holds what was allocated
     return size
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory did not suffice, of a GPU or of the computer."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if kinds & {"MemoryError", "OutOfMemoryError"}:  # the second is of torch, which the command line does without
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
+    return isinstance(error, RuntimeError | ImportError) and bool(_WORDS.search(str(error)))

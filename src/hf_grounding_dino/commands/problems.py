@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hf_grounding_dino.memory import is_out_of_memory
+
 from . import UserError
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC))
 _TORCH_WRITER = re.compile(r"(?:\[enforce fail at inline_container|basic_ios::clear).*", re.DOTALL)
 """All that torch says where its file takes no more bytes; the reason of the system is lost in it."""
-_NO_MEMORY = re.compile(r"alloc\w* memory|(out of|not enough) memory|bad.alloc|failed to map segment", re.IGNORECASE)
-"""Said by PyTorch's allocators, of the CPU and of GPUs, by C++, and where PyTorch itself finds no room."""
 _ERRNO = re.compile(r"\[Errno (\d+)\]|\(os error (\d+)\)")
 """How Python and Rust, which `tokenizers` and `safetensors` are written in, call the error of the system."""
 _PAGE = re.compile(r"/(?:api/)?(?:models/)?((?:datasets/|spaces/)?.+?)/(?:resolve|revision|tree|paths-info)/")
@@ -102,9 +102,7 @@ def limit_problem(error: BaseException) -> str | None:
     """Which limit of the machine or of Python an input or an option goes past, on one line; None for other errors."""
     for cause in _causes(error):
         text = " ".join(str(cause).split())
-        if isinstance(cause, MemoryError) or (
-            isinstance(cause, RuntimeError | ImportError) and _NO_MEMORY.search(text)
-        ):
+        if is_out_of_memory(cause):
             return "there is not enough memory for this"
         if isinstance(cause, RuntimeError) and "start new thread" in text:
             return "the system gives no more threads"

@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_grounding_dino.memory import is_out_of_memory
+
 from . import PROGRAM, UserError, decide_kernel, quiet_libraries, say
 from .pictures import check_folder
 from .problems import user_errors
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from hf_grounding_dino.training.conduct import Report
 
 INTERRUPTED = 130
-_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 _WORKER_DIED = re.compile(r"^DataLoader worker .*(exited unexpectedly|killed by signal)", re.DOTALL)
 
 
@@ -90,7 +91,7 @@ def _lack(error: Exception, pictures_at_once: int) -> str | None:
     """What the computer has too little of for a run; None where the error is another."""
     if _WORKER_DIED.search(str(error)):
         return "a process that reads images was killed, as where memory runs out: choose a smaller num_workers"
-    if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+    if is_out_of_memory(error):
         return (
             f"no memory for {pictures_at_once} images at once: choose a smaller pictures_at_once, or"
             " gradient_checkpointing=true"
