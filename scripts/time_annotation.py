@@ -30,7 +30,7 @@ from hf_grounding_dino.benchmark.subjects import closed_processor, random_model
 from hf_grounding_dino.data.shapes import CATEGORIES, generate_scene
 
 BATCH = 4
-OPTIONS = Options(batch_size=BATCH, nms=1.0)
+OPTIONS = Options(batch_size=BATCH)
 
 
 def main() -> int:

@@ -92,7 +92,7 @@ ASKING_THE_HUB = {
     "convert": ["convert", "nano.pth", "out/y", "--tokenizer", "x/y"],
 }
 NOT_MODELS = {
-    "annotate": ["annotate", "--dataset", "x/y", *LABELS, "--output", "out"],
+    "annotate": ["annotate", "--dataset", "x/y", *LABELS, "--output", "out", "--model", "model"],
     "validate": ["validate", "--format", "datasets", "--annotations", "x/y"],
     "train": [*RECIPE, "output_dir=out", "--set", "train=[{format: datasets, annotations: x/y}]"],
 }

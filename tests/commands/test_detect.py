@@ -250,6 +250,21 @@ def test_a_caption_calls_things_by_its_words(model: Path, here: Path) -> None:
     assert all(set(label.split()) <= words for label in labels)
 
 
+def test_the_text_threshold_chooses_the_words_of_a_caption(model: Path, here: Path) -> None:
+    """Over 0 every word of the phrase that a box is found for, over the median score fewer; the boxes are the same."""
+    file, sentence = picture(here / "a.png"), "A red star to the left of a blue ring"
+
+    def rows(text_threshold: float) -> Any:
+        assert detect(model, file, "--caption", sentence, "--text-threshold", str(text_threshold), labels="") == 0
+        return found("a.json")
+
+    every = rows(0)
+    some = rows(every[len(every) // 2]["score"])
+    assert {row["label"] for row in every} == {sentence}
+    assert [row["box"] for row in some] == [row["box"] for row in every]
+    assert len({row["label"] for row in some}) > 1
+
+
 def test_nothing_found_is_an_empty_list(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert detect(model, picture(here / "a.png"), threshold=1.0) == 0
     assert found("a.json") == []

@@ -126,6 +126,7 @@ OTHER_DOORS: dict[str, Callable[[list[str]], Answers]] = {
 QUESTIONS = {
     "as it is": ([], 8),
     "lower": (["--threshold", "0.05"], 16),
+    "below the floor of the page": (["--threshold", "0.03"], None),
     "no overlaps": (["--threshold", "0.05", "--nms", "0.5"], 10),
     "the best": (["--threshold", "0.05", "--nms", "0.5", "--top-k", "4"], 4),
     "apart": (["--chunk-size", "1"], None),

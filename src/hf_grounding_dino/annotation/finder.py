@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, get_args
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..closed_vocabulary import doubts
 from ..kept import KEPT
 from ..modeling_grounding_dino import GroundingDinoForObjectDetection
 from ..post_processing import Detections, without_overlaps
@@ -114,14 +116,16 @@ class LabelFinder:
         """Divide the labels.
 
         Raises:
-            AnnotationError: the model is in training mode, a label is given twice or cannot be a prompt or a line of
-                text, or a threshold is of no label.
+            AnnotationError: the model is in training mode, or cannot know a label; a label is given twice, or cannot be
+                a prompt or a line of text; or a threshold is of no label.
         """
         if model.training:
             raise AnnotationError("the model is in training mode: call model.eval()")
         _check_labels(labels, options)
         self.model, self.processor, self.labels, self.options = model, processor, list(labels), options
         try:
+            for doubt in doubts(model, self.labels):
+                warnings.warn(doubt, stacklevel=3)
             self._prompts = LabelPrompts(labels, processor, Chunking(labels=options.chunk_size))
         except ValueError as error:
             raise AnnotationError(error) from error

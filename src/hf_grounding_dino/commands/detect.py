@@ -7,7 +7,6 @@ import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,6 +25,7 @@ from .model_options import (
     add_model_option,
     add_running_options,
     calibrated_thresholds,
+    check_prompt,
     kept_of,
     named_model,
 )
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from hf_grounding_dino.prompts import PromptText
     from hf_grounding_dino.thresholds import Thresholds
 
-MOST_TOKENS = 8192
-"""Of a caption: memory grows with the square of its length."""
 
 # --- the detector ------------------------------------------------------------------------------------------------
 
@@ -243,7 +241,7 @@ def run(arguments: argparse.Namespace) -> int:
         detector = load_detector(model, arguments.device, arguments.dtype, kept_of(arguments))
         if arguments.model is None:
             complain(NANO_ANSWERS)
-        _check_prompt(prompt, detector)
+        check_prompt(prompt, detector)
         threshold = _threshold(arguments, model, prompt)
         for problem in problems:
             complain(problem)
@@ -359,30 +357,6 @@ def _requested_prompt(arguments: argparse.Namespace) -> PromptText:
     if arguments.demo:
         return list(DEMO_LABELS)
     raise UserError('nothing to look for: give --labels "cat, remote control" or --caption "a cat on a sofa"')
-
-
-def _check_prompt(prompt: PromptText, detector: Detector) -> None:
-    """Refuse what the tokenizer does not know, and what the model cannot hold, before any picture is read."""
-    from hf_grounding_dino.prompts import encode_prompt, special_token_ids
-    from hf_grounding_dino.vocabulary import chunk_labels
-
-    tokenizer = detector.processor.tokenizer
-    try:
-        ids = encode_prompt(prompt, tokenizer).input_ids
-        for doubt in detector.doubts(prompt):
-            complain(doubt)
-        if not isinstance(prompt, str):
-            chunk_labels(prompt, tokenizer)
-    except ValueError as error:
-        raise UserError(error) from error
-    if isinstance(prompt, str) and len(ids) > MOST_TOKENS:
-        raise UserError(f"the caption is too long: {len(ids)} tokens, and {MOST_TOKENS} is the most")
-    ends = [place for place, token in enumerate(ids) if token in special_token_ids(tokenizer)]
-    longest = max(end - start for start, end in pairwise(ends))
-    positions = detector.model.config.get_text_config().max_position_embeddings
-    if longest > positions:
-        what = "sentence of the caption" if isinstance(prompt, str) else "label"
-        raise UserError(f"a {what} is too long: {longest} tokens, and the model reads {positions} at most")
 
 
 def _table(detections: Sequence[Detection]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from hf_grounding_dino.assets import NANO
@@ -12,7 +13,10 @@ from hf_grounding_dino.kept import KEPT, Kept
 from . import UserError, complain, whole_number
 
 if TYPE_CHECKING:
+    from hf_grounding_dino.prompts import PromptText
     from hf_grounding_dino.thresholds import Thresholds
+
+    from .detect import Detector
 
 NANO_NAME = "nano"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -20,6 +24,8 @@ CALIBRATED = "calibrated"
 _TOY = "it knows eight drawn shapes in eight colours and nothing of the world"
 NANO_ANSWERS = f"no --model: {NANO_NAME} answers, the toy model that ships; {_TOY}"
 _SHOWN_LABELS = 5
+_MOST_TOKENS = 8192
+"""Of a caption: memory grows with the square of its length."""
 
 
 def add_model_option(parser: argparse.ArgumentParser, otherwise: str = "") -> None:
@@ -150,3 +156,31 @@ def calibrated_thresholds(model: str, labels: Sequence[str]) -> Thresholds:
         some = ", ".join(map(repr, missing[:_SHOWN_LABELS])) + (", ..." if len(missing) > _SHOWN_LABELS else "")
         complain(f"no calibrated threshold for {some}: that of all labels is taken, {thresholds.default:g}")
     return thresholds
+
+
+def check_prompt(prompt: PromptText, detector: Detector) -> None:
+    """Refuse what model and tokenizer do not know or cannot hold, before any image is read; name what is half known.
+
+    Raises:
+        UserError: naming it.
+    """
+    from hf_grounding_dino.prompts import encode_prompt, special_token_ids
+    from hf_grounding_dino.vocabulary import chunk_labels
+
+    tokenizer = detector.processor.tokenizer
+    try:
+        ids = encode_prompt(prompt, tokenizer).input_ids
+        for doubt in detector.doubts(prompt):
+            complain(doubt)
+        if not isinstance(prompt, str):
+            chunk_labels(prompt, tokenizer)
+    except ValueError as error:
+        raise UserError(error) from error
+    if isinstance(prompt, str) and len(ids) > _MOST_TOKENS:
+        raise UserError(f"the caption is too long: {len(ids)} tokens, and {_MOST_TOKENS} is the most")
+    ends = [place for place, token in enumerate(ids) if token in special_token_ids(tokenizer)]
+    longest = max(end - start for start, end in pairwise(ends))
+    positions = detector.model.config.get_text_config().max_position_embeddings
+    if longest > positions:
+        what = "sentence of the caption" if isinstance(prompt, str) else "label"
+        raise UserError(f"a {what} is too long: {longest} tokens, and the model reads {positions} at most")
