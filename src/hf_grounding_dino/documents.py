@@ -28,7 +28,7 @@ def load_json(text: str | bytes, object_hook: ObjectHook | None = None) -> Any:
             of more than 64 bits, or half a character (a surrogate without the other).
     """
     text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
-    numbers = {"parse_int": _whole_number} if _LONG_NUMBER.search(text) else {}  # which takes longer
+    numbers: dict[str, Any] = {"parse_int": _whole_number} if _LONG_NUMBER.search(text) else {}  # which takes longer
     if _HALF_CHARACTER.search(text) and (half := next(filter(None, (e[1] for e in _ESCAPE.finditer(text))), None)):
         raise ValueError(f"half a character, \\{half}")
     try:
