@@ -76,7 +76,7 @@ def test_yaml_that_is_json_has_whole_characters() -> None:
         ("a: !!python/object/apply:os.system [exit]", "could not determine a constructor"),
         ("a: !!bool maybe", "maybe"),
         ("a: 2001-99-99", "month"),
-        (b"\xff\xfe\xff", ""),
+        (b"\xff\xfe\xff", "unacceptable character"),
         ("[a,\n\n", "expected"),
     ],
 )

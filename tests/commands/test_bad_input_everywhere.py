@@ -453,12 +453,8 @@ def test_what_goes_past_a_limit(case: str, here: Path, capsys: pytest.CaptureFix
 
 STREAMS = {
     "closed": ("{detect} >&-", 0, ""),
-    "errors closed": ("{detect} 2>&-", 0, ""),
     "read no further": ("{detect} | true", 1, ""),
-    "help read no further": ("{python} detect --help | true", 1, ""),
-    "validated, read no further": ("{python} validate --annotations set/set.json | true", 1, ""),
     "full": ("{detect} > /dev/full", 2, "No space left on device"),
-    "labelled, closed": ("{annotate} >&-", 0, ""),
     "little memory": ("ulimit -v 2500000; {detect}", 2, "there is not enough memory for this"),
     "labelled with little memory": ("ulimit -v 2500000; {annotate}", 2, "there is not enough memory for this"),
 }
