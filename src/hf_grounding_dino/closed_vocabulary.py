@@ -52,7 +52,7 @@ def doubts(model: PreTrainedModel, labels: Iterable[str]) -> list[str]:
     for label in labels:
         words = dict.fromkeys(_WORD.findall(label.lower()))
         new = [word for word in words if word not in known.names | known.others]
-        if new or not known.names & words.keys():
+        if words and (new or not known.names & words.keys()):  # without a word it is no label, which others say
             strange[label] = new if known.names & words.keys() else []
     if not strange or not _is_as_shipped(model, folder):
         return []
