@@ -244,7 +244,7 @@ def test_bad_pictures(model: Path, here: Path, capsys: pytest.CaptureFixture[str
         (["--images", "in", "--threshold", "low"], "argument --threshold: low is not a number from 0 to 1"),
         (["--images", "in", "--nms", "2"], "argument --nms: 2 is not a number from 0 to 1"),
         (["--images", "in", "--top-k", "0"], "argument --top-k: 0 is not a whole number from 1 up"),
-        (["--images", "in", "--threads", "-1"], "argument --threads: -1 is not a whole number from 1 up"),
+        (["--images", "in", "--threads", "-1"], "argument --threads: -1 is not a whole number from 1 to 1024"),
         (["--images", "in", "--thresholds", "none.json"], "none.json: No such file"),
         (["--images", "in", "--thresholds", "dog.json"], "there is a threshold of 'dog', which is none of the labels"),
         (["--images", "in", "--thresholds", "two.json"], "the threshold of 'cat' is 2: a number from 0 to 1"),
