@@ -8,7 +8,6 @@ it under its hidden name.
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
 import shutil
@@ -29,7 +28,7 @@ from torch import Tensor
 from torch.distributed import is_torchelastic_launched
 from torch.distributed.checkpoint.api import CheckpointException
 
-from ..whole_files import clear_unfinished, lock
+from ..whole_files import clear_unfinished, flush_to_disk, lock
 from .options import OptionError
 from .pickles import refuse_code
 from .sharding import is_sharded
@@ -142,7 +141,7 @@ class RunFolder:
                 before = self._complete_states()
                 number = int(before[-1].name.split("-")[0]) + 1 if before else 0
                 partial.rename(self.states / f"{number:06d}-{step_name(step)}")
-                _sync(self.states)
+                flush_to_disk(self.states)
                 for folder in before:
                     _delete(folder)
 
@@ -221,7 +220,7 @@ class RunFolder:
             if target.exists():
                 target.rename(old)
             partial.rename(target)
-            _sync(self.path)
+            flush_to_disk(self.path)
         except WriteErrors as error:
             with suppress(OSError):
                 _mend(target)
@@ -270,7 +269,7 @@ class RunFolder:
         if len(kept) < len(lines):
             partial = _hidden(self.metrics, PARTIAL)
             partial.write_text("".join(kept))
-            _sync(partial)
+            flush_to_disk(partial)
             partial.replace(self.metrics)
 
     def _failure(self, what: str, where: Path, error: BaseException) -> StateError:
@@ -343,18 +342,8 @@ def _delete(folder: Path) -> None:
 def _to_disk(folder: Path) -> None:
     """Have everything in a folder, and its directories, written through to the disk."""
     for path in folder.rglob("*"):
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    if os.name == "nt":  # which opens no directories, and syncs no file that is open for reading
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        flush_to_disk(path)
+    flush_to_disk(folder)
 
 
 class StopSignal:
