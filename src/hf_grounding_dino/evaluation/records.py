@@ -98,7 +98,7 @@ def _protocol_of(records: RecordSet, count: int, state: PartialState) -> _Protoc
     labels = dict(zip(records.category_ids, records.label_names, strict=True))
     make = partial(boxes_case, numbers=np.array(records.category_ids, dtype=np.int64))
     if count and records[0].absent is not None:
-        categories = [{"id": number, "frequency": "f"} for number in labels]
+        categories = [{"id": number, "name": name, "frequency": "f"} for number, name in labels.items()]
         ask = LabelAsker(labels=labels, chunk_size=LVIS_CHUNK, each_ranked=True)
         return _Protocol(ask, LvisDetection(categories, **processes), make, _AVERAGE_PRECISION)
     metric = CocoDetection(list(labels), **processes)
