@@ -227,7 +227,7 @@ FILLING = {
         [*RECIPE, "output_dir=out", "--set", "max_steps=1"],
         2500,
         "The state of step 1 could not be written to out/state",
-        ("out/data.json", "out/metrics.jsonl", "out/recipe.yaml"),
+        ("out/.lock", "out/data.json", "out/metrics.jsonl", "out/recipe.yaml"),
     ),
 }  # fmt: skip
 
