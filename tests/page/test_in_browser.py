@@ -31,6 +31,9 @@ class Counted:
         self.detector: Detector = load_detector("nano")
         self.calls = 0
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.detector, name)
+
     def detect(self, image: Any, **question: Any) -> Any:
         self.calls += 1
         return self.detector.detect(image, **question)
@@ -165,16 +168,19 @@ def test_an_example(browser: Any, address: str) -> None:
 
 
 def test_what_is_wrong_is_said_in_place(browser: Any, address: str, tmp_path: Path) -> None:
-    """Nothing chosen, no words, a file that is no picture: each is one line, and no dialogue opens."""
+    """No words, words that the model cannot know, nothing chosen, a file that is no image: each is one line."""
     visit = Visit(browser, address, "phone")
     visit.window.click("#find")
     visit.sees("#problem", "No labels yet")
     visit.window.fill("#words textarea", "cat")
     visit.window.click("#find")
+    visit.sees("#problem", "knows no word of 'cat'")
+    visit.window.fill("#words textarea", "red square")
+    visit.window.click("#find")
     visit.sees("#problem", "No picture yet")
     visit.keep("problem")
     (tmp_path / "bad.png").write_text("not a picture")
-    visit.ask("cat", tmp_path / "bad.png")
+    visit.ask("red square", tmp_path / "bad.png")
     visit.sees("#problem", "not a picture that can be read")
     visit.ask("red square")
     visit.sees("#status", "1 box scores above 0.25")
