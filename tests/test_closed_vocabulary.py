@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import pipeline
 
 from hf_grounding_dino import GroundingDinoForObjectDetection, GroundingDinoPipeline
 from hf_grounding_dino.assets import DEMO_PICTURE, NANO
 from hf_grounding_dino.closed_vocabulary import WORDS_FILE, doubts
 from hf_grounding_dino.data.shapes import caption_prompt, detection_prompt, expressions_prompt, generate_scene
 from hf_grounding_dino.data.shapes.phrases import NAMING_WORDS, OTHER_WORDS
+from hf_grounding_dino.loading import load_whole
 
 
 @pytest.fixture
@@ -75,7 +75,8 @@ def test_a_model_that_learned_more_is_not_held_to_it(model: GroundingDinoForObje
 
 
 def test_the_pipeline_says_so() -> None:
-    pipe = pipeline("zero-shot-object-detection", model=str(NANO), pipeline_class=GroundingDinoPipeline)
+    model, processor = load_whole(NANO)
+    pipe = GroundingDinoPipeline(model, processor=processor)
     with pytest.raises(ValueError, match="knows no word of 'cat'"):
         pipe(str(DEMO_PICTURE), candidate_labels=["star", "cat"])
     with pytest.warns(UserWarning, match="does not know 'cat' of 'red cat'"):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tiny import FAMILIES, Family, boxes_label, noise_image, one, stock_twin, tiny_model
+from tiny import FAMILIES, Family, boxes_label, noise_image, one, sound_stock, stock_twin, tiny_model
 
 families = pytest.mark.parametrize("family", FAMILIES)
 
@@ -28,6 +28,7 @@ def modules_that_fire(model: nn.Module, **inputs: Any) -> Counter[str]:
     return fired
 
 
+@sound_stock
 @pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
 @families
 def test_hooks_fire_on_every_module_that_transformers_calls(family: Family, grad: bool) -> None:

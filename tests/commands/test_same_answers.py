@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from transformers import pipeline
 
 from hf_grounding_dino import GroundingDinoPipeline
 from hf_grounding_dino.assets import DEMO_PICTURE, NANO
 from hf_grounding_dino.commands import PROGRAM
 from hf_grounding_dino.commands.main import main
 from hf_grounding_dino.commands.model_options import NANO_ANSWERS
+from hf_grounding_dino.loading import load_whole
 from hf_grounding_dino.page import web
 from hf_grounding_dino.page.finding import as_json
 
@@ -113,7 +113,8 @@ def by_pipeline(flags: list[str]) -> Answers:
         options["nms"] = float(given["--nms"])
     if "--chunk-size" in given:
         options["chunk_labels"] = int(given["--chunk-size"])
-    pipe = pipeline("zero-shot-object-detection", model=str(NANO), pipeline_class=GroundingDinoPipeline)
+    model, processor = load_whole(NANO)
+    pipe = GroundingDinoPipeline(model, processor=processor, device="cpu")
     return {name: listed(pipe(str(Path("in", name)), candidate_labels=LABELS, **options)) for name in NAMES}
 
 
