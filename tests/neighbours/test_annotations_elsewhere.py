@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.new("RGB", (90, 60), "white").save(photos / "blank.png")
     for name in ("coco", "voc", "yolo", "label-studio"):
         argv = ["annotate", "--images", str(photos), "--labels", ",".join(DEMO_LABELS), "--format", name]
-        assert main([*argv, "--output", str(place / name)]) == 0
+        assert main([*argv, "--model", "nano", "--output", str(place / name)]) == 0
     return place
 
 
