@@ -105,33 +105,23 @@ def test_a_head_that_promises_too_much_is_one_line(door: str, width: int, height
         DOORS[door](path)
 
 
-@pytest.mark.parametrize("door", [door for door in DOORS if door != "heads"])
-@pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("no"), StrangeError("odd"), AssertionError(), EOFError()]
-)
+DECODER_ERRORS = [MemoryError(), RuntimeError("no"), StrangeError("odd"), AssertionError(), EOFError()]
+FAILING = [(door, "load", error) for door in DOORS if door != "heads" for error in DECODER_ERRORS]
+FAILING += [(door, "_open", MemoryError()) for door in DOORS]
+
+
+@pytest.mark.parametrize(("door", "step", "error"), FAILING)
 def test_whatever_a_decoder_raises_is_one_line(
-    door: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    door: str, step: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of its pixels, where a door reads them, and of its head."""
     path = tmp_path / "photo.png"
     path.write_bytes(encoded("PNG"))
 
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", fail)
-    with pytest.raises(ValueError, match=r"^[^\n]+$"):
-        DOORS[door](path)
-
-
-@pytest.mark.parametrize("door", DOORS)
-def test_whatever_is_raised_by_a_head_is_one_line(door: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "photo.png"
-    path.write_bytes(encoded("PNG"))
-
-    def fail(*_: object) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr(PngImagePlugin.PngImageFile, "_open", fail)
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, step, fail)
     with pytest.raises(ValueError, match=r"^[^\n]+$"):
         DOORS[door](path)
 

@@ -6,16 +6,15 @@ only while their own class is measured, and memory stays flat.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
-from torch import Tensor
 
-from .metric import Float, Integer, as_array
+from .metric import Float, Integer
 
 NOTHING_TO_MEASURE = -1.0
 COCO_LIMITS = (1, 10, 100)
@@ -192,31 +191,6 @@ def best_of_each(groups: NDArray[Any], scores: NDArray[Any], limit: int) -> Inte
     return np.sort(order[place < limit])
 
 
-def coco_average_precision(
-    pictures: Sequence[Mapping[str, Any]],
-    detections: Sequence[Mapping[str, Tensor]],
-    num_classes: int,
-) -> dict[str, float]:
-    """AP, AP50 and AP75 over IoU 0.50:0.95, at most 100 detections a picture.
-
-    Args:
-        pictures: what is there, a dict a picture with `boxes (n, 4)`, xyxy in pixels, and `class_labels (n,)`; also
-            `crowd (n,)`, True on boxes around groups, and `area (n,)` in pixels, where they are known.
-        detections: what was found, in the same order, with `scores (k,)`, `labels (k,)` and `boxes (k, 4)`.
-
-    Returns:
-        Numbers in [0, 1], -1 where nothing is there.
-    """
-    truths = [_truths_of(i, picture) for i, picture in enumerate(pictures)]
-    found = [_detections_of(i, picture) for i, picture in enumerate(detections)]
-    classes = measure_classes(joined(Truths, truths), joined(Detections, found), range(num_classes))
-    return {
-        "AP": mean_precision(classes),
-        "AP50": mean_precision(classes, iou=IOU_50),
-        "AP75": mean_precision(classes, iou=IOU_75),
-    }
-
-
 def joined(kind: type[Any], parts: Sequence[Any]) -> Any:
     """Many `Truths` or `Detections` as one, in their order."""
     empty = [np.zeros((0, 4) if name == "boxes" else 0, _DTYPES.get(name, np.float64)) for name in kind._fields]
@@ -277,28 +251,3 @@ def _detection_rows(detections: Detections) -> Iterator[dict[str, Any]]:
     for i, (item, box, score, forgiven) in enumerate(zip(*columns, strict=True), start=1):
         place = {"id": i, "image_id": item, "category_id": CATEGORY, "lvis_mark": forgiven}
         yield {**place, "bbox": box, "area": box[2] * box[3], "score": float(score)}
-
-
-def _truths_of(number: int, picture: Mapping[str, Any]) -> Truths:
-    where = f"picture {number}"
-    boxes = as_array(picture, "boxes", np.float64, where).reshape(-1, 4)
-    areas, crowds = picture.get("area"), picture.get("crowd")
-    return Truths(
-        np.full(len(boxes), number),
-        as_array(picture, "class_labels", np.int64, where),
-        boxes,
-        box_areas(boxes) if areas is None else as_array(picture, "area", np.float64, where),
-        np.zeros(len(boxes), np.bool_) if crowds is None else as_array(picture, "crowd", np.bool_, where),
-    )
-
-
-def _detections_of(number: int, picture: Mapping[str, Any]) -> Detections:
-    where = f"picture {number}"
-    boxes = as_array(picture, "boxes", np.float64, where).reshape(-1, 4)
-    return Detections(
-        np.full(len(boxes), number),
-        as_array(picture, "labels", np.int64, where),
-        boxes,
-        as_array(picture, "scores", np.float64, where),
-        np.zeros(len(boxes), np.bool_),
-    )
