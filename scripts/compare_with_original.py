@@ -105,7 +105,7 @@ def write(folder: Path, config_name: str) -> None:
 def check(folder: Path) -> int:
     """Convert the weights, run the same forward, and say how far it is from the original's."""
     from hf_grounding_dino import GroundingDinoForObjectDetection
-    from hf_grounding_dino.conversion import convert_to_hf
+    from hf_grounding_dino.models.grounding_dino.conversion import convert_to_hf
 
     converted = folder / "converted"
     report = convert_to_hf(folder / "weights.pth", converted, tokenizer=str(folder / "text_encoder"))

@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
 
 if __name__ == "__main__":
-    from hf_grounding_dino.commands.main import main
+    from hf_grounding_dino.cli.main import main
 
     sys.exit(main(["evaluate", *sys.argv[1:]]))
 else:

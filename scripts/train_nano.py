@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from hf_grounding_dino.commands.main import main
+from hf_grounding_dino.cli.main import main
 from hf_grounding_dino.training.nano import write_start
 
 FROM_NOTHING = ("max_steps=14400", "learning_rate=6.0e-4", "warmup_steps=200")

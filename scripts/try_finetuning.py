@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from hf_grounding_dino.commands.main import main
+from hf_grounding_dino.cli.main import main
 from hf_grounding_dino.data.shapes import Scene, generate_scene
 
 NAME, PINK = "pink hexagon", (255, 105, 180)

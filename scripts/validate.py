@@ -2,7 +2,7 @@
 
 import sys
 
-from hf_grounding_dino.commands.main import main
+from hf_grounding_dino.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["validate", *sys.argv[1:]]))

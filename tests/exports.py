@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from hf_grounding_dino.exporting import Runner
+from hf_grounding_dino.export.exporting import Runner
 from tiny import Family, noise_image, one, tiny_model, together
 
 DEPTHS = {"grounding-dino": [2], "mm-grounding-dino": [1, 1]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_grounding_dino.prompts import encode_labels
+from hf_grounding_dino.processing.prompts import encode_labels
 
 
 def is_label(tokenizer: Any, text: str) -> bool:

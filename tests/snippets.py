@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from hf_grounding_dino.commands import PROGRAM
-from hf_grounding_dino.commands.main import main
-from hf_grounding_dino.kernel import forget_decisions
+from hf_grounding_dino.cli import PROGRAM
+from hf_grounding_dino.cli.main import main
+from hf_grounding_dino.ops.kernel import forget_decisions
 
 OUTPUT = "output"
 _FENCE = re.compile(
@@ -162,7 +162,7 @@ def check_unrun(snippet: Snippet, patch: pytest.MonkeyPatch) -> None:
     for _, words in commands_of(snippet) if snippet.language == "shell" else ():
         own = own_command(words)
         if own is not None:
-            patch.setattr(importlib.import_module(f"hf_grounding_dino.commands.{own[0]}"), "run", lambda _: 0)
+            patch.setattr(importlib.import_module(f"hf_grounding_dino.cli.{own[0]}"), "run", lambda _: 0)
             assert main(own) == 0, " ".join(words)
 
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_grounding_dino import GroundingDinoImageProcessor, GroundingDinoProcessor
 from hf_grounding_dino.data.tokenizer import build_tokenizer
-from hf_grounding_dino.image_processing_grounding_dino import nearest_multiple
+from hf_grounding_dino.processing.image_processing_grounding_dino import nearest_multiple
 from tiny import FAMILIES, Family, boxes_label, noise_image, one, tiny_model, together
 
 DIVISOR, TEXT_MULTIPLE = 32, 16

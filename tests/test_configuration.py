@@ -13,7 +13,7 @@ from torch import Tensor
 
 import hf_grounding_dino as own
 import tiny
-from hf_grounding_dino import deformable
+from hf_grounding_dino.layers import deformable_attention as deformable
 
 families = pytest.mark.parametrize("family", tiny.FAMILIES)
 REFUSALS = (ValueError, StrictDataclassError)

@@ -15,7 +15,7 @@ import transformers
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from hf_grounding_dino.image_processing_grounding_dino import (
+from hf_grounding_dino.processing.image_processing_grounding_dino import (
     GroundingDinoImageProcessor,
     original_size,
     read_images,

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import tiny
-from hf_grounding_dino import deformable
+from hf_grounding_dino.layers import deformable_attention as deformable
 
 families = pytest.mark.parametrize("family", tiny.FAMILIES)
 halves = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])

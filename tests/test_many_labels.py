@@ -18,7 +18,7 @@ from PIL import Image
 
 from hf_grounding_dino import GroundingDinoImageProcessor, GroundingDinoPipeline, GroundingDinoProcessor
 from hf_grounding_dino.data.tokenizer import build_tokenizer
-from hf_grounding_dino.vocabulary import chunk_labels
+from hf_grounding_dino.inference.large_vocabulary import chunk_labels
 from label_texts import is_label
 from tiny import tiny_model
 

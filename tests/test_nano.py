@@ -14,7 +14,7 @@ from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
 from hf_grounding_dino import GroundingDinoForObjectDetection, GroundingDinoProcessor
 from hf_grounding_dino.assets import DEMO_LABELS, DEMO_PICTURE, NANO
-from hf_grounding_dino.commands.detect import load_detector
+from hf_grounding_dino.cli.detect import load_detector
 from hf_grounding_dino.data.shapes import ShapesDataset
 from hf_grounding_dino.evaluation.assembly import Wishes, benchmark_tasks
 from hf_grounding_dino.evaluation.benchmarks import SHAPES

@@ -23,11 +23,11 @@ from torch import Tensor
 from transformers import AutoProcessor
 
 from hf_grounding_dino.data.tokenizer import build_tokenizer
-from hf_grounding_dino.image_processing_grounding_dino import GroundingDinoImageProcessor
-from hf_grounding_dino.outputs import GroundingDinoObjectDetectionOutput
-from hf_grounding_dino.post_processing import _say_once
-from hf_grounding_dino.processing_grounding_dino import GroundingDinoProcessor
-from hf_grounding_dino.prompts import encode_labels, kept_prompts
+from hf_grounding_dino.models.detector import GroundingDinoObjectDetectionOutput
+from hf_grounding_dino.processing.image_processing_grounding_dino import GroundingDinoImageProcessor
+from hf_grounding_dino.processing.post_processing import _say_once
+from hf_grounding_dino.processing.processing_grounding_dino import GroundingDinoProcessor
+from hf_grounding_dino.processing.prompts import encode_labels, kept_prompts
 from label_texts import is_label
 
 TOKENIZER = build_tokenizer(["cat", "dog", "remote", "control", "container", "the", "red", "bus", "a"])

@@ -7,18 +7,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .configuration_grounding_dino import GroundingDinoConfig, MMGroundingDinoConfig
-    from .deformable import multi_scale_deformable_attention, multi_scale_deformable_attention_reference
-    from .image_processing_grounding_dino import GroundingDinoImageProcessor
-    from .kernel import kernel_status
-    from .modeling_grounding_dino import (
+    from .inference.pipeline import GroundingDinoPipeline
+    from .inference.registration import register
+    from .models.grounding_dino.configuration_grounding_dino import GroundingDinoConfig, MMGroundingDinoConfig
+    from .models.grounding_dino.modeling_grounding_dino import (
         GroundingDinoForObjectDetection,
         GroundingDinoModel,
         MMGroundingDinoForObjectDetection,
     )
-    from .pipeline import GroundingDinoPipeline
-    from .processing_grounding_dino import GroundingDinoProcessor
-    from .registration import register
+    from .ops.deformable_attention import (
+        multi_scale_deformable_attention,
+        multi_scale_deformable_attention_reference,
+    )
+    from .ops.kernel import kernel_status
+    from .processing.image_processing_grounding_dino import GroundingDinoImageProcessor
+    from .processing.processing_grounding_dino import GroundingDinoProcessor
 
 __version__ = "0.1.0"
 
@@ -38,18 +41,18 @@ __all__ = [
 ]
 
 _HOMES = {
-    "GroundingDinoConfig": "configuration_grounding_dino",
-    "GroundingDinoForObjectDetection": "modeling_grounding_dino",
-    "GroundingDinoImageProcessor": "image_processing_grounding_dino",
-    "GroundingDinoModel": "modeling_grounding_dino",
-    "GroundingDinoPipeline": "pipeline",
-    "GroundingDinoProcessor": "processing_grounding_dino",
-    "MMGroundingDinoConfig": "configuration_grounding_dino",
-    "MMGroundingDinoForObjectDetection": "modeling_grounding_dino",
-    "kernel_status": "kernel",
-    "multi_scale_deformable_attention": "deformable",
-    "multi_scale_deformable_attention_reference": "deformable",
-    "register": "registration",
+    "GroundingDinoConfig": "models.grounding_dino.configuration_grounding_dino",
+    "GroundingDinoForObjectDetection": "models.grounding_dino.modeling_grounding_dino",
+    "GroundingDinoImageProcessor": "processing.image_processing_grounding_dino",
+    "GroundingDinoModel": "models.grounding_dino.modeling_grounding_dino",
+    "GroundingDinoPipeline": "inference.pipeline",
+    "GroundingDinoProcessor": "processing.processing_grounding_dino",
+    "MMGroundingDinoConfig": "models.grounding_dino.configuration_grounding_dino",
+    "MMGroundingDinoForObjectDetection": "models.grounding_dino.modeling_grounding_dino",
+    "kernel_status": "ops.kernel",
+    "multi_scale_deformable_attention": "ops.deformable_attention",
+    "multi_scale_deformable_attention_reference": "ops.deformable_attention",
+    "register": "inference.registration",
 }
 
 

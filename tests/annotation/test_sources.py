@@ -15,7 +15,7 @@ from annotation.fake_annotation import label
 from hf_grounding_dino.annotation.answers import AnnotationError
 from hf_grounding_dino.annotation.files import name_problem
 from hf_grounding_dino.annotation.sources import FileSource, TableSource, TarSource, open_table
-from hf_grounding_dino.data.pictures import open_picture, remote_content
+from hf_grounding_dino.data.images import open_picture, remote_content
 from odd_server import odd_server
 
 EVIL = ["../../x.jpg", "/x.jpg", "a/../../x.jpg", "..\\x.jpg", "C:\\x.jpg", ".annotate/run.jpg", "a\nb.jpg"]

@@ -16,7 +16,7 @@ from hf_grounding_dino.benchmark.rows import Row, Timing
 from hf_grounding_dino.benchmark.settings import TINY
 from hf_grounding_dino.benchmark.subjects import Bench, build_bench, label_names
 from hf_grounding_dino.benchmark.timer import interleaved
-from hf_grounding_dino.canvas import nice_step
+from hf_grounding_dino.inference.canvas import nice_step
 from tiny import sound_stock
 
 CPU = torch.device("cpu")

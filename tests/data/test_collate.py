@@ -9,10 +9,10 @@ from PIL import ExifTags, Image
 from hf_grounding_dino.data.collate import GroundingCollator
 from hf_grounding_dino.data.shapes import VOCABULARY, ShapesDataset
 from hf_grounding_dino.data.tokenizer import build_tokenizer
-from hf_grounding_dino.image_processing_grounding_dino import GroundingDinoImageProcessor
-from hf_grounding_dino.processing_grounding_dino import GroundingDinoProcessor
-from hf_grounding_dino.prompts import phrase_numbers, special_token_ids
-from hf_grounding_dino.targets import prepare_targets
+from hf_grounding_dino.losses.targets import prepare_targets
+from hf_grounding_dino.processing.image_processing_grounding_dino import GroundingDinoImageProcessor
+from hf_grounding_dino.processing.processing_grounding_dino import GroundingDinoProcessor
+from hf_grounding_dino.processing.prompts import phrase_numbers, special_token_ids
 
 
 def make_processor() -> GroundingDinoProcessor:

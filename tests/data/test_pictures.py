@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from hf_grounding_dino.data.pictures import open_picture
-from hf_grounding_dino.image_processing_grounding_dino import read_images
+from hf_grounding_dino.data.images import open_picture
+from hf_grounding_dino.processing.image_processing_grounding_dino import read_images
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:

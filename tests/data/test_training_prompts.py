@@ -16,7 +16,7 @@ from hf_grounding_dino.data.records import DataError, Record
 from hf_grounding_dino.data.shapes import CATEGORIES, VOCABULARY
 from hf_grounding_dino.data.tokenizer import build_tokenizer
 from hf_grounding_dino.data.training_prompts import PromptSampler, PromptSettings, TrainingPrompt
-from hf_grounding_dino.prompts import encode_labels
+from hf_grounding_dino.processing.prompts import encode_labels
 
 WORDS = ("cat", "dog", "bus", "car", "pen", "pencil", "monitor", "tv", "red", "light")
 TOKENIZER = build_tokenizer([*VOCABULARY, *WORDS])

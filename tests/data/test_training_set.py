@@ -23,8 +23,8 @@ from hf_grounding_dino.data.shapes import VOCABULARY, ShapesDataset
 from hf_grounding_dino.data.tokenizer import build_tokenizer
 from hf_grounding_dino.data.training_prompts import PromptSampler, PromptSettings
 from hf_grounding_dino.data.training_set import Skipped, StepBatch, TrainingSet, training_batches
-from hf_grounding_dino.image_processing_grounding_dino import GroundingDinoImageProcessor
-from hf_grounding_dino.processing_grounding_dino import GroundingDinoProcessor
+from hf_grounding_dino.processing.image_processing_grounding_dino import GroundingDinoImageProcessor
+from hf_grounding_dino.processing.processing_grounding_dino import GroundingDinoProcessor
 from listed_records import ListedRecords
 
 NAMES = ("red circle", "blue square", "green triangle", "red square")

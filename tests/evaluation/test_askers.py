@@ -17,7 +17,7 @@ from hf_grounding_dino.data.tokenizer import build_tokenizer
 from hf_grounding_dino.evaluation.askers import CaptionAsker, ExpressionAsker, LabelAsker, PhraseLabelAsker
 from hf_grounding_dino.evaluation.odinw import ClassPrompt
 from hf_grounding_dino.evaluation.tasks import Answer, Asker, Case
-from hf_grounding_dino.vocabulary import Chunking, detect
+from hf_grounding_dino.inference.large_vocabulary import Chunking, detect
 
 WORDS = ("cat", "dog", "red", "blue", "remote", "control", "tree", "house")
 LABELS = {40: "cat", 3: "red dog", 7: "cat", 8: "tree", 1: "blue house"}

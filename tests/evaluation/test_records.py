@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 
 from hf_grounding_dino.assets import NANO
-from hf_grounding_dino.data.pictures import open_picture
+from hf_grounding_dino.data.images import open_picture
 from hf_grounding_dino.data.readers import open_records
 from hf_grounding_dino.data.records import Record, RecordSet, SourceEntry
 from hf_grounding_dino.data.shapes import CATEGORIES
 from hf_grounding_dino.evaluation.assembly import Wishes, benchmark_tasks
 from hf_grounding_dino.evaluation.benchmarks import find_benchmark
 from hf_grounding_dino.evaluation.records import evaluate_records
-from hf_grounding_dino.loading import load_whole
+from hf_grounding_dino.models.loading import load_whole
 from listed_records import ListedRecords
 
 from .roots import write_root

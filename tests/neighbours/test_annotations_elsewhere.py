@@ -19,7 +19,7 @@ from hf_grounding_dino.annotation.answers import LabelledPicture
 from hf_grounding_dino.annotation.files import WORK_FOLDER
 from hf_grounding_dino.annotation.journal import Answers
 from hf_grounding_dino.assets import DEMO_LABELS, DEMO_PICTURE
-from hf_grounding_dino.commands.main import main
+from hf_grounding_dino.cli.main import main
 
 pytestmark = pytest.mark.neighbours
 SCRIPTS = Path(__file__).parent

@@ -19,7 +19,7 @@ from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor, pip
 import hf_grounding_dino as own
 from hf_grounding_dino.assets import DEMO_LABELS, DEMO_PICTURE, NANO
 from hf_grounding_dino.data.tokenizer import build_tokenizer
-from hf_grounding_dino.remote_code import export_remote_code
+from hf_grounding_dino.publishing.remote_code import export_remote_code
 from silence import silence
 from tiny import FAMILIES, STOCK_CONFIG, STOCK_MODEL, Family, randomize, sound_stock, tiny_model, tiny_options
 

@@ -10,8 +10,8 @@ import yaml
 from PIL import Image
 
 from hf_grounding_dino.assets import DEMO_LABELS, NANO
-from hf_grounding_dino.closed_vocabulary import WORDS_FILE
-from hf_grounding_dino.training.facts import SetFacts, write_data_facts
+from hf_grounding_dino.processing.closed_vocabulary import WORDS_FILE
+from hf_grounding_dino.publishing.facts import SetFacts, write_data_facts
 
 RECIPE = {
     "model": "nano",

@@ -11,8 +11,8 @@ import yaml
 
 from hf_grounding_dino.data.shapes import CATEGORIES, VOCABULARY, write_coco
 from hf_grounding_dino.data.tokenizer import build_tokenizer
-from hf_grounding_dino.image_processing_grounding_dino import GroundingDinoImageProcessor
-from hf_grounding_dino.processing_grounding_dino import GroundingDinoProcessor
+from hf_grounding_dino.processing.image_processing_grounding_dino import GroundingDinoImageProcessor
+from hf_grounding_dino.processing.processing_grounding_dino import GroundingDinoProcessor
 from tiny import tiny_model
 
 LABELS = CATEGORIES[::2]

@@ -17,7 +17,7 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
-from hf_grounding_dino.commands.main import main
+from hf_grounding_dino.cli.main import main
 from hf_grounding_dino.training import loop
 
 _init = AcceleratorState.__init__

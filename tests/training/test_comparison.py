@@ -13,7 +13,7 @@ import transformers
 from torch import nn
 
 from hf_grounding_dino import MMGroundingDinoForObjectDetection
-from hf_grounding_dino.processing_grounding_dino import GroundingDinoProcessor
+from hf_grounding_dino.processing.processing_grounding_dino import GroundingDinoProcessor
 from hf_grounding_dino.training import comparison
 from hf_grounding_dino.training.comparison import (
     DENOISED,

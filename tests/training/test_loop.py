@@ -73,7 +73,7 @@ def test_kill_9_and_resume_equals_never_killed(tmp_path: Path) -> None:
     run(tmp_path, f"output_dir={tmp_path}/whole")
     code = f"""
 import os, signal
-from hf_grounding_dino.commands.main import main
+from hf_grounding_dino.cli.main import main
 from hf_grounding_dino.training import loop
 update, steps = loop.update, []
 def killed(*arguments):
@@ -143,7 +143,7 @@ def test_no_error_waits_for_the_processes_that_read(tmp_path: Path, error: str, 
     recipe = write_recipe(tmp_path, max_steps=1000, save_every=4, log_every=1000, num_workers=2)
     script = f"""
 import multiprocessing, os, resource, sys, time, torch
-from hf_grounding_dino.commands.main import main
+from hf_grounding_dino.cli.main import main
 from hf_grounding_dino.training import loop
 update, steps = loop.update, []
 def disturbed(*arguments):

@@ -15,7 +15,7 @@ from accelerate.utils import DistributedType, compare_versions
 from PIL import Image
 from torch import nn
 
-from hf_grounding_dino.commands import PROGRAM
+from hf_grounding_dino.cli import PROGRAM
 from hf_grounding_dino.training import sharding
 from hf_grounding_dino.training.conduct import run_recipe
 from hf_grounding_dino.training.options import OptionError

@@ -15,7 +15,7 @@ import torch
 from transformers import SwinConfig
 
 import hf_grounding_dino as own
-from hf_grounding_dino.modeling_grounding_dino import MMGroundingDinoModel
+from hf_grounding_dino.models.grounding_dino.modeling_grounding_dino import MMGroundingDinoModel
 
 from ..test_configuration_common import ConfigTester
 from ..test_modeling_common import ModelTesterMixin, floats_tensor

@@ -19,11 +19,11 @@ from pathlib import Path, PurePosixPath
 
 import torch
 
-from ..data.pictures import open_picture
-from ..loading import model_fingerprint, model_title
-from ..memory import in_batches, is_out_of_memory
-from ..modeling_grounding_dino import GroundingDinoForObjectDetection
-from ..processing_grounding_dino import GroundingDinoProcessor
+from ..data.images import open_picture
+from ..models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
+from ..models.loading import model_fingerprint, model_title
+from ..processing.processing_grounding_dino import GroundingDinoProcessor
+from ..utils.memory import in_batches, is_out_of_memory
 from .answers import AnnotationError, LabelledPicture, rounded_boxes
 from .files import WORK_FOLDER, name_problem
 from .finder import LARGEST_BATCH, Finder, Found, LabelFinder, Options, Prepared

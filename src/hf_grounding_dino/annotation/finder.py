@@ -12,12 +12,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..closed_vocabulary import doubts
-from ..kept import KEPT
-from ..modeling_grounding_dino import GroundingDinoForObjectDetection
-from ..post_processing import Detections, without_overlaps
-from ..processing_grounding_dino import GroundingDinoProcessor
-from ..vocabulary import Chunking, LabelPrompts, Scoring
+from ..inference.large_vocabulary import Chunking, LabelPrompts, Scoring
+from ..models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
+from ..processing.closed_vocabulary import doubts
+from ..processing.defaults import KEPT
+from ..processing.post_processing import Detections, without_overlaps
+from ..processing.processing_grounding_dino import GroundingDinoProcessor
 from .answers import AnnotationError
 from .files import is_writable_text
 

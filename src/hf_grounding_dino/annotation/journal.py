@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from ..whole_files import lock
+from ..utils.atomic import lock
 from .answers import AnnotationError, LabelledPicture, from_line, to_line
 from .files import cannot_write, name_problem
 

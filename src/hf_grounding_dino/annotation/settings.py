@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..data.records import shown
-from ..documents import load_json
+from ..utils.documents import load_json
 from .answers import AnnotationError
 from .files import WORK_FOLDER, write_text
 

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from huggingface_hub.constants import HF_HUB_CACHE
 
-from ..data.pictures import remote_content
+from ..data.images import remote_content
 from ..data.readers.headers import PICTURE_SUFFIXES
 from ..data.readers.stray_names import is_below
 from ..data.records import ImageSource
-from ..image_files import MOST_BYTES
+from ..utils.image_files import MOST_BYTES
 from .answers import AnnotationError
 
 

@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_grounding_dino.exporting import Runner, compare, export_program, load_runner, missing_packages, write_onnx
+from hf_grounding_dino.export.exporting import (
+    Runner,
+    compare,
+    export_program,
+    load_runner,
+    missing_packages,
+    write_onnx,
+)
 
 from .rows import Row, failed
 from .subjects import Bench

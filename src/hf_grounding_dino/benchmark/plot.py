@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from ..canvas import GREY, GRID, INK, Canvas, nice_step
-from ..drawing import Color
+from ..inference.canvas import GREY, GRID, INK, Canvas, nice_step
+from ..inference.drawing import Color
 from .rows import Row
 
 _WIDTH, _HEIGHT = 1200, 470

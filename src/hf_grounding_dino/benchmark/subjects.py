@@ -18,12 +18,15 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
-from hf_grounding_dino.configuration_grounding_dino import AnyGroundingDinoConfig, GroundingDinoConfig
 from hf_grounding_dino.data.tokenizer import build_tokenizer
-from hf_grounding_dino.image_processing_grounding_dino import GroundingDinoImageProcessor
-from hf_grounding_dino.loading import load_whole
-from hf_grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
-from hf_grounding_dino.processing_grounding_dino import GroundingDinoProcessor
+from hf_grounding_dino.models.grounding_dino.configuration_grounding_dino import (
+    AnyGroundingDinoConfig,
+    GroundingDinoConfig,
+)
+from hf_grounding_dino.models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
+from hf_grounding_dino.models.loading import load_whole
+from hf_grounding_dino.processing.image_processing_grounding_dino import GroundingDinoImageProcessor
+from hf_grounding_dino.processing.processing_grounding_dino import GroundingDinoProcessor
 
 from .settings import Settings, Size
 

@@ -9,8 +9,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from hf_grounding_dino.pipeline import GroundingDinoPipeline
-from hf_grounding_dino.vocabulary import chunk_labels, detect
+from hf_grounding_dino.inference.large_vocabulary import chunk_labels, detect
+from hf_grounding_dino.inference.pipeline import GroundingDinoPipeline
 
 from .agreement import agree
 from .rows import Row, joined

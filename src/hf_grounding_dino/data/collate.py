@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from ..processing_grounding_dino import GroundingDinoProcessor
-from ..prompts import closed_caption, encode_prompt, span_token_mask
+from ..processing.processing_grounding_dino import GroundingDinoProcessor
+from ..processing.prompts import closed_caption, encode_prompt, span_token_mask
 
 
 class Labels(list[dict[str, Any]]):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..prompts import encode_labels, special_token_ids
+from ..processing.prompts import encode_labels, special_token_ids
 from .records import DataError, Record
 
 _LEAST_LETTERS = 2

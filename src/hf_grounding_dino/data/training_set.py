@@ -16,8 +16,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from .augmentation import Augmentation
+from .images import open_picture
 from .mixture import BatchPlan, Draw, micro_batches, rank_part
-from .pictures import open_picture
 from .records import DataError, Record, RecordSet, RecordStream
 from .stream_reader import StreamReader
 from .training_prompts import PromptSampler, TrainingPrompt

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from transformers import PreTrainedTokenizerBase
 
-from ..prompts import lower_case
+from ..processing.prompts import lower_case
 from .analysis import Analysis, Evidence
 from .box_scale import other_reading
 from .facts import Facts

@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..kept import Kept
-from ..modeling_grounding_dino import GroundingDinoForObjectDetection
-from ..post_processing import boxes_in_image, class_detections, image_sizes, warn_of_broken
-from ..processing_grounding_dino import GroundingDinoProcessor
-from ..prompts import EncodedPrompt, Span, closed_caption, encode_caption, span_token_mask
-from ..vocabulary import PROMPT_TOKENS, Chunking, detect
+from ..inference.large_vocabulary import PROMPT_TOKENS, Chunking, detect
+from ..models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
+from ..processing.defaults import Kept
+from ..processing.post_processing import boxes_in_image, class_detections, image_sizes, warn_of_broken
+from ..processing.processing_grounding_dino import GroundingDinoProcessor
+from ..processing.prompts import EncodedPrompt, Span, closed_caption, encode_caption, span_token_mask
 from .odinw import ClassPrompt
 from .tasks import Answer, Case, CaseId
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..thresholds import Thresholds
+from ..processing.thresholds import Thresholds
 from .matching import match, truths_of
 from .tasks import Answer, Case
 

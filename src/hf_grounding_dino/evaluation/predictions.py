@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..data.records import DataError, shown
-from ..documents import load_json
-from ..whole_files import whole_file, write_whole
+from ..utils.atomic import whole_file, write_whole
+from ..utils.documents import load_json
 from .tasks import Answer, CaseId
 
 PROTOCOL_FILE: Final = "protocol.json"

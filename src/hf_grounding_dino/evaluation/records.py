@@ -13,11 +13,11 @@ from accelerate import PartialState
 from PIL import Image
 from tqdm import tqdm
 
-from ..data.pictures import open_picture
+from ..data.images import open_picture
 from ..data.records import DataError, Record, RecordSet
-from ..modeling_grounding_dino import GroundingDinoForObjectDetection
-from ..printable import printable
-from ..processing_grounding_dino import GroundingDinoProcessor
+from ..models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
+from ..processing.processing_grounding_dino import GroundingDinoProcessor
+from ..utils.printable import printable
 from .askers import CaptionAsker, ExpressionAsker, LabelAsker
 from .assembly import LVIS_CHUNK
 from .cases import boxes_case, expression_case, phrases_case

@@ -16,7 +16,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from .. import __version__
-from ..whole_files import write_whole
+from ..utils.atomic import write_whole
 from .advice import advise
 from .analysis import Analysis, analyse_detection
 from .average_precision import ClassResult

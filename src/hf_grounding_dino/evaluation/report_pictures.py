@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
-from ..data.pictures import open_picture
-from ..drawing import PALETTE, Color, Rectangle, box_frame
+from ..data.images import open_picture
+from ..inference.drawing import PALETTE, Color, Rectangle, box_frame
 from .worst import Corners, Mistake
 
 # Okabe and Ito's sky blue and vermilion: apart for every eye, and on most pictures.

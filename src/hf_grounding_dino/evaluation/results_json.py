@@ -13,7 +13,7 @@ import numpy as np
 
 from ..data.readers.common import parse_json, read_bytes
 from ..data.records import DataError
-from ..whole_files import whole_file
+from ..utils.atomic import whole_file
 from .tasks import CaseId
 from .truth import corners_of, is_number
 

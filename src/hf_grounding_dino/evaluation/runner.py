@@ -17,13 +17,13 @@ from accelerate.utils import gather_object
 from PIL import Image
 from tqdm import tqdm
 
-from ..data.pictures import open_picture
+from ..data.images import open_picture
 from ..data.records import DataError
-from ..loading import model_fingerprint
-from ..memory import in_batches
-from ..modeling_grounding_dino import GroundingDinoForObjectDetection
-from ..printable import printable
-from ..processing_grounding_dino import GroundingDinoProcessor
+from ..models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
+from ..models.loading import model_fingerprint
+from ..processing.processing_grounding_dino import GroundingDinoProcessor
+from ..utils.memory import in_batches
+from ..utils.printable import printable
 from .askers import nothing_found
 from .metric import ItemMetric
 from .predictions import Predictions, PredictionStore, PredictionWriter, Unreadable

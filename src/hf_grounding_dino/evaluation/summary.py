@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import jinja2
 
-from ..whole_files import write_whole
+from ..utils.atomic import write_whole
 from .facts import Published
 from .report import METRICS_FILE, PAGE_FILE, finite
 from .report_page import STYLE

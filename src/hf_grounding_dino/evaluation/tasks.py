@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..data.records import ImageSource
-from ..modeling_grounding_dino import GroundingDinoForObjectDetection
-from ..processing_grounding_dino import GroundingDinoProcessor
+from ..models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
+from ..processing.processing_grounding_dino import GroundingDinoProcessor
 from .metric import ItemMetric
 
 CaseId = int | str

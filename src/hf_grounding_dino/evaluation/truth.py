@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..data.readers.common import ImageFolder, clean_names, parse_json, read_bytes
 from ..data.records import DataError
-from ..prompts import clean_name
+from ..processing.prompts import clean_name
 from .tasks import CaseId
 
 Json = dict[str, Any]

@@ -30,7 +30,6 @@ from torch import nn
 from tqdm import tqdm
 from transformers import BertConfig, SwinConfig
 
-from ..configuration_grounding_dino import MMGroundingDinoConfig
 from ..data.collate import GroundingCollator
 from ..data.mixture import BatchPlan
 from ..data.readers import open_records
@@ -40,11 +39,12 @@ from ..data.tokenizer import build_tokenizer
 from ..data.training_prompts import PromptSampler, PromptSettings
 from ..data.training_set import TrainingSet, training_batches
 from ..evaluation.records import evaluate_records
-from ..image_processing_grounding_dino import GroundingDinoImageProcessor
-from ..label_table import KEY_IN_MODEL
-from ..modeling_grounding_dino import GroundingDinoForObjectDetection
-from ..processing_grounding_dino import GroundingDinoProcessor
-from ..whole_files import write_whole
+from ..models.grounding_dino.configuration_grounding_dino import MMGroundingDinoConfig
+from ..models.grounding_dino.label_embedding import KEY_IN_MODEL
+from ..models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
+from ..processing.image_processing_grounding_dino import GroundingDinoImageProcessor
+from ..processing.processing_grounding_dino import GroundingDinoProcessor
+from ..utils.atomic import write_whole
 from .groups import GroupSettings, parameter_groups
 from .progress import Stopwatch
 from .schedules import ScheduleSettings, build_schedule

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from ..canvas import GREY, GRID, INK, Canvas, nice_step
-from ..drawing import Color
-from ..whole_files import write_picture, write_whole
+from ..inference.canvas import GREY, GRID, INK, Canvas, nice_step
+from ..inference.drawing import Color
+from ..utils.atomic import write_picture, write_whole
 from .comparison import DENOISED, OURS, STOCK, VARIANTS, ComparisonSettings, Score, Trial
 from .curves import Axis, step_text, tick_text, value_axis
 

@@ -17,19 +17,19 @@ from accelerate.utils import gather_object
 from PIL import Image
 
 from ..data.findings import in_short
-from ..data.pictures import open_picture
+from ..data.images import open_picture
 from ..data.records import DataError, Record, RecordSet
 from ..data.training_set import Skipped, training_batches
 from ..evaluation.records import evaluate_records
-from ..modeling_grounding_dino import GroundingDinoForObjectDetection
-from ..vocabulary import detect
-from ..whole_files import write_picture, write_whole
-from .card import CURVES_FILE, EXAMPLES_FILE
+from ..inference.large_vocabulary import detect
+from ..models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
+from ..publishing.card import CURVES_FILE, EXAMPLES_FILE
+from ..publishing.facts import RECIPE_FILE, set_facts, write_data_facts
+from ..publishing.publish import PublishError, check_access, publish
+from ..utils.atomic import write_picture, write_whole
 from .curves import plot_losses
-from .facts import RECIPE_FILE, set_facts, write_data_facts
 from .loop import Actions, train
 from .progress import Progress, Stopwatch
-from .publish import PublishError, check_access, publish
 from .recipe import Recipe, as_yaml, flat_options
 from .run import Run
 from .sharding import own_part

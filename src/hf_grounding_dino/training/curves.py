@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..canvas import GREY, GRID, INK, Canvas, nice_step
-from ..drawing import PALETTE, Color
+from ..inference.canvas import GREY, GRID, INK, Canvas, nice_step
+from ..inference.drawing import PALETTE, Color
 from .history import History, Point, read_history
 
 _WIDTH, _HEIGHT = 620, 350  # of one panel

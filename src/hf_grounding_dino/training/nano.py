@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from transformers import BertConfig, SwinConfig
 
-from ..configuration_grounding_dino import MMGroundingDinoConfig
 from ..data.shapes import VOCABULARY
 from ..data.tokenizer import build_tokenizer
-from ..image_processing_grounding_dino import GroundingDinoImageProcessor
-from ..modeling_grounding_dino import GroundingDinoForObjectDetection
-from ..processing_grounding_dino import GroundingDinoProcessor
+from ..models.grounding_dino.configuration_grounding_dino import MMGroundingDinoConfig
+from ..models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
+from ..processing.image_processing_grounding_dino import GroundingDinoImageProcessor
+from ..processing.processing_grounding_dino import GroundingDinoProcessor
 
 
 def nano_processor() -> GroundingDinoProcessor:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from ..documents import load_yaml
+from ..utils.documents import load_yaml
 
 Options = TypeVar("Options")
 

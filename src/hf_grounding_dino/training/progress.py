@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from ..printable import printable
+from ..utils.printable import printable
 
 GIGABYTE = 1024**3
 _SECONDS_IN_LOGS = 30  # between two states of the bar, where no terminal overwrites the one before

@@ -13,7 +13,7 @@ import yaml
 from ..data.augmentation import AugmentationSettings
 from ..data.records import SourceEntry
 from ..data.training_prompts import PromptSettings
-from ..documents import load_yaml
+from ..utils.documents import load_yaml
 from .adapters import LoraSettings
 from .options import OptionError, build, set_options
 from .recipes import recipe_text

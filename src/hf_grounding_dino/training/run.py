@@ -25,9 +25,9 @@ from ..data.readers import open_records
 from ..data.records import DataError, RecordSet, RecordStream, SourceEntry
 from ..data.training_prompts import PromptSampler
 from ..data.training_set import Skipped, TrainingSet
+from ..publishing.facts import RECIPE_FILE
 from .adapters import add_lora
 from .averaging import MovingAverage
-from .facts import RECIPE_FILE
 from .groups import GroupSettings, freeze, parameter_groups, train_mode
 from .loop import Trainee
 from .options import OptionError

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..drawing import Detection, draw_detections, scaled
+from ..inference.drawing import Detection, draw_detections, scaled
 
 PREDICTED, TRUE = "found", "ground truth"
 

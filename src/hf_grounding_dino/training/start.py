@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from torch import nn
 
 from ..assets import NANO
-from ..loading import LoadingError, load_whole
-from ..modeling_grounding_dino import GroundingDinoForObjectDetection
-from ..processing_grounding_dino import GroundingDinoProcessor
+from ..models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
+from ..models.loading import LoadingError, load_whole
+from ..processing.processing_grounding_dino import GroundingDinoProcessor
 from .adapters import merge_lora
 from .interpolation import interpolate
 from .loop import Trainee

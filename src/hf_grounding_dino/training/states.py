@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.distributed import is_torchelastic_launched
 from torch.distributed.checkpoint.api import CheckpointException
 
-from ..whole_files import clear_unfinished, flush_to_disk, lock
+from ..utils.atomic import clear_unfinished, flush_to_disk, lock
 from .options import OptionError
 from .pickles import refuse_code
 from .sharding import is_sharded

@@ -16,7 +16,7 @@ from hf_grounding_dino.data.readers import open_records
 from hf_grounding_dino.data.readers.common import FindingLog, checked_boxes, clean_names
 from hf_grounding_dino.data.records import DataError, RecordSet, SourceEntry
 from hf_grounding_dino.data.shapes import write_coco, write_odvg
-from hf_grounding_dino.prompts import clean_name
+from hf_grounding_dino.processing.prompts import clean_name
 
 
 def save_pictures(folder: Path, *names: str) -> None:

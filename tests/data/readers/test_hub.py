@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset
 
-from hf_grounding_dino.data.pictures import open_picture
+from hf_grounding_dino.data.images import open_picture
 from hf_grounding_dino.data.readers import open_records
 from hf_grounding_dino.data.records import DataError, Record, RecordSet, RecordStream, SourceEntry
 

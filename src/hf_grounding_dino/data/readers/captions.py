@@ -6,7 +6,7 @@ import re
 import unicodedata
 from typing import NamedTuple
 
-from ...prompts import PHRASE_DELIMITERS
+from ...processing.prompts import PHRASE_DELIMITERS
 from ..records import shown
 from .common import FindingLog
 

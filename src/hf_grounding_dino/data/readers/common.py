@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ...documents import ObjectHook, load_json
-from ...prompts import clean_name
+from ...processing.prompts import clean_name
+from ...utils.documents import ObjectHook, load_json
 from ..records import DataError, Finding, FindingKind, shown
 from .stray_names import refuse_stray
 

@@ -9,8 +9,8 @@ from typing import IO, Final
 
 from PIL import UnidentifiedImageError
 
-from ...image_files import image_suffixes, open_image
-from ...image_processing_grounding_dino import why_unreadable
+from ...processing.image_processing_grounding_dino import why_unreadable
+from ...utils.image_files import image_suffixes, open_image
 
 PICTURE_SUFFIXES: Final = image_suffixes()
 """What names of picture files end in, in lower case, with the dot."""

@@ -15,14 +15,9 @@ import torch
 from datasets.distributed import split_dataset_by_node
 from PIL import Image
 
-from ..pictures import remote_content
+from ..images import remote_content
 from ..records import DataError, Finding, ImageSource, Record, SourceEntry
-from .common import (
-    FindingLog,
-    clean_names,
-    picture_size,
-    refuse_useless,
-)
+from .common import FindingLog, clean_names, picture_size, refuse_useless
 from .headers import upright_size
 from .names import read_names
 from .packed import PackedRecords, Picture, RecordPacker

@@ -8,13 +8,7 @@ from typing import Any
 from ..records import SourceEntry, set_name
 from .captions import Caption, checked_spans, strip_caption
 from .coco import area_of, images_with_annotations, is_crowd, listed_picture
-from .common import (
-    FindingLog,
-    ImageFolder,
-    as_integer,
-    checked_boxes,
-    read_document,
-)
+from .common import FindingLog, ImageFolder, as_integer, checked_boxes, read_document
 from .packed import PackedRecords, Picture, RecordPacker, Spans
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...documents import load_yaml
+from ...utils.documents import load_yaml
 from ..records import DataError
 from .common import as_integer, read_bytes, read_json
 

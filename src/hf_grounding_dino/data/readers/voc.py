@@ -10,13 +10,7 @@ from xml.etree import ElementTree
 from xml.parsers import expat
 
 from ..records import DataError, SourceEntry
-from .common import (
-    FindingLog,
-    ImageFolder,
-    checked_boxes,
-    picture_size,
-    read_bytes,
-)
+from .common import FindingLog, ImageFolder, checked_boxes, picture_size, read_bytes
 from .headers import PICTURE_SUFFIXES
 from .names import read_names
 from .packed import PackedRecords, Picture, RecordPacker

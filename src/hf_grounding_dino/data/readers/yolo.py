@@ -8,12 +8,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from ..records import DataError, SourceEntry
-from .common import (
-    FindingLog,
-    as_integer,
-    checked_boxes,
-    read_bytes,
-)
+from .common import FindingLog, as_integer, checked_boxes, read_bytes
 from .headers import PICTURE_SUFFIXES, upright_sizes
 from .names import names_of, read_names, read_yaml
 from .packed import PackedRecords, Picture, RecordPacker

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ...whole_files import write_whole
+from ...utils.atomic import write_whole
 from .language import Grounding, caption_prompt, detection_prompt, expressions_prompt, places_prompt, referring_prompt
 from .scene import CATEGORIES, MAX_OBJECTS, SPLIT_CODES, Scene, Split, generate_scene
 

@@ -4,17 +4,7 @@ from typing import Final
 
 import numpy as np
 
-from .phrases import (
-    NUMBER_WORDS,
-    VOCABULARY,
-    CharSpan,
-    Description,
-    Grounding,
-    describe,
-    pick,
-    shuffled,
-    with_article,
-)
+from .phrases import NUMBER_WORDS, VOCABULARY, CharSpan, Description, Grounding, describe, pick, shuffled, with_article
 from .referring import expressions_prompt, places_prompt, referring_prompt
 from .scene import ALL_PAIRS, COLORS, SEEN_PAIRS, SHAPES, Pair, Scene, ShapeObject, category_name
 

@@ -1,0 +1,164 @@
+"""Write a model as one file for another runtime, and check it: `hf-grounding-dino export out/model.onnx`."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_grounding_dino.assets import DEMO_LABELS, DEMO_PICTURE
+
+from . import UserError, complain, quiet_libraries, say, whole_number
+from .detect import load_detector
+from .model_options import add_model_option, named_model
+from .pictures import make_folder, write_file
+from .problems import user_errors
+
+if TYPE_CHECKING:
+    import torch
+
+    from .detect import Detector
+
+SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}
+DTYPES = ("float32", "float16")
+LARGEST_DIFFERENCE = {"float32": 1e-3, "float16": 5e-2}
+"""Of a score, and of a coordinate in parts of the picture; beyond it the file is called unlike the model."""
+_OLDEST_OPSET = 18
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `export`."""
+    parser.add_argument(
+        "file", type=Path, metavar="OUT_FILE", help=f"ending in {', '.join(SUFFIXES.values())}; its folder is made"
+    )
+    add_model_option(parser)
+    parser.add_argument("--format", choices=tuple(SUFFIXES), default="onnx", help="(%(default)s)")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default=DTYPES[0],
+        help="of the weights; boxes and where the picture is looked at stay in float32 (%(default)s)",
+    )
+    parser.add_argument(
+        "--opset", type=whole_number(_OLDEST_OPSET), default=_OLDEST_OPSET, help="of ONNX, at least 18 (%(default)s)"
+    )
+    parser.epilog = (
+        "The file takes any number of pictures, sizes and prompt lengths. What prepares its inputs is written beside"
+        " it: processor_config.json and the tokenizer's files."
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the file and what belongs to it, run it, and print how far it is from the model; 1 where that is too far.
+
+    Raises:
+        UserError: a package is missing, there is no such model, it cannot be exported, or the file cannot be written.
+    """
+    from hf_grounding_dino.export.exporting import compare, load_runner, missing_packages
+
+    path, dtype = arguments.file, arguments.dtype
+    if path.suffix != SUFFIXES[arguments.format]:
+        raise UserError(f"{path}: a file of the format {arguments.format} ends in {SUFFIXES[arguments.format]}")
+    missing = missing_packages(arguments.format)
+    if missing:
+        raise UserError(f"--format {arguments.format} needs packages that are missing: pip install {' '.join(missing)}")
+    model = named_model(arguments.model)
+    make_folder(path.parent)
+    with quiet_libraries():
+        detector = load_detector(model, "cpu")
+        with _user_errors(path):
+            beside = _processor_files(detector, path.parent)
+            _write(detector, arguments)
+        for name, content in beside.items():
+            write_file(path.parent / name, content)
+        found = compare(detector.model, load_runner(path, arguments.format), list(_examples(detector)))
+    say(f"written: {path} ({_size(path)} MB), with {', '.join(beside)} beside it")
+    say(
+        f"largest difference of {dtype} from the model, best 10 boxes of 3 pictures: scores {found.scores:.1e},"
+        f" boxes {found.boxes:.1e} of the image"
+    )
+    if max(found) > LARGEST_DIFFERENCE[dtype]:
+        complain(f"{path} differs from the model by more than {LARGEST_DIFFERENCE[dtype]:g}")
+        return 1
+    return 0
+
+
+@contextmanager
+def _user_errors(path: Path) -> Iterator[None]:
+    with user_errors(place=path):
+        try:
+            yield
+        except ValueError as error:
+            raise UserError(f"the model cannot be exported: {error}") from error
+
+
+def _write(detector: Detector, arguments: argparse.Namespace) -> None:
+    import torch
+
+    from hf_grounding_dino.export.exporting import (
+        export_program,
+        smallest_side,
+        write_onnx,
+        write_openvino,
+        write_program,
+    )
+
+    path, opset = arguments.file, arguments.opset
+    model: Any = detector.model
+    half = arguments.dtype == "float16"
+    facts = {
+        "phrase_boundary_token_ids": list(model.config.phrase_boundary_token_ids),
+        "smallest_side": smallest_side(model),
+    }
+    if half and arguments.format != "openvino":
+        model = copy.deepcopy(model).to(torch.float16)
+    program = export_program(model)
+    if arguments.format == "torch":
+        write_program(program, path)
+    elif arguments.format == "onnx":
+        write_onnx(program, path, opset, facts)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            graph = Path(folder) / "model.onnx"
+            write_onnx(program, graph, opset, facts)
+            write_openvino(graph, path, half)
+
+
+def _processor_files(detector: Detector, folder: Path) -> dict[str, bytes]:
+    """The files that prepare the inputs, by name.
+
+    Raises:
+        UserError: such files of another model lie in the folder.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        detector.processor.save_pretrained(temporary)
+        files = {file.name: file.read_bytes() for file in sorted(Path(temporary).iterdir())}
+    for name, content in files.items():
+        place = folder / name
+        if place.exists() and place.read_bytes() != content:
+            raise UserError(f"{place} is of another model: export into a folder of its own")
+    return files
+
+
+def _size(path: Path) -> str:
+    """In MB, of all files that belong to the one."""
+    files = [path, path.with_name(f"{path.name}.data"), path.with_suffix(".bin")]
+    return f"{sum(file.stat().st_size for file in files if file.exists()) / 1e6:.1f}"
+
+
+def _examples(detector: Detector) -> Iterator[Mapping[str, torch.Tensor]]:
+    """One picture, then two of unequal sizes with prompts of unequal lengths: none of them what the graph was made of.
+
+    The pictures are the demo picture and two parts of it.
+    """
+    from hf_grounding_dino.utils.image_files import open_image
+
+    with open_image(DEMO_PICTURE) as opened:
+        picture = opened.convert("RGB")
+    parts: list[Any] = [picture.crop((0, 0, 200, 256)), picture.crop((60, 40, 320, 200))]
+    yield detector.processor(images=picture, text=[list(DEMO_LABELS)])
+    yield detector.processor(images=parts, text=[list(DEMO_LABELS[:2]), list(DEMO_LABELS[3:])])

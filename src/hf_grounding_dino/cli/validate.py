@@ -1,0 +1,227 @@
+"""Say what is odd in a data set and change nothing: `hf-grounding-dino validate --format coco --annotations a.json`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from hf_grounding_dino.utils.printable import printable
+
+from . import UserError, quiet_libraries, say, whole_number
+from .problems import user_errors
+
+if TYPE_CHECKING:
+    from hf_grounding_dino.data.findings import KindOfFinding
+    from hf_grounding_dino.data.records import Finding, Record, RecordSet, RecordStream, SourceEntry
+
+_DECODED_AT_ONCE = 64
+
+
+@dataclass
+class Report:
+    """What a data set holds, and what is odd in it.
+
+    pictures, captions, boxes, crowd: how many are usable; a caption is one record of a grounding set.
+    labels: of a detection set, None of a grounding set.
+    """
+
+    name: str
+    labels: int | None
+    pictures: int = 0
+    without_boxes: int = 0
+    boxes: int = 0
+    crowd: int = 0
+    captions: int = 0
+    findings: list[KindOfFinding] = field(default_factory=list)
+
+    @property
+    def loses_data(self) -> bool:
+        """Whether any finding does."""
+        return any(finding.loses_data for finding in self.findings)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `validate`."""
+    parser.add_argument(
+        "--format", default="coco", help="coco, odvg, mdetr, yolo, voc, datasets or shapes (%(default)s)"
+    )
+    parser.add_argument("--annotations", required=True, metavar="PATH", help="file or folder of the annotations")
+    parser.add_argument("--images", metavar="FOLDER", help="where names of pictures start (beside the annotations)")
+    parser.add_argument(
+        "--label-map", metavar="FILE", help="how labels are called: JSON, a name a line, or a data.yaml"
+    )
+    parser.add_argument("--split", help="of sets that have several (train)")
+    parser.add_argument("--streaming", action="store_true", help="of format datasets: read from the beginning")
+    parser.add_argument("--decode", action="store_true", help="open every picture, too")
+    parser.add_argument(
+        "--examples", type=whole_number(0), default=3, metavar="N", help="findings shown of each kind (%(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Read the set and print what was found; 0 where nothing is lost, 1 where pictures, boxes or their parts are.
+
+    Raises:
+        UserError: the set cannot be used at all.
+    """
+    from hf_grounding_dino.data.readers import FORMATS
+    from hf_grounding_dino.data.records import DataError, SourceEntry
+
+    if arguments.format not in FORMATS:
+        raise UserError(f"format {arguments.format!r} is not one of {', '.join(FORMATS)}")
+    entry = SourceEntry(
+        format=arguments.format,
+        annotations=arguments.annotations,
+        images=arguments.images,
+        label_map=arguments.label_map,
+        split=arguments.split,
+        streaming=arguments.streaming,
+    )
+    with quiet_libraries(), user_errors(DataError):
+        report = inspect(entry, decode=arguments.decode, examples=arguments.examples)
+    text = as_json(report) if arguments.json else as_text(report, entry)
+    say(text)
+    return 1 if report.loses_data else 0
+
+
+def inspect(entry: SourceEntry, *, decode: bool = False, examples: int = 3) -> Report:
+    """Read all records of a data set and count what is there and what is odd.
+
+    Args:
+        entry: the set.
+        decode: open every picture, which finds the ones that cannot be read or have another size than the file says.
+        examples: how many findings of each kind are kept.
+
+    Raises:
+        DataError: the set cannot be used.
+    """
+    from hf_grounding_dino.data.findings import group
+    from hf_grounding_dino.data.readers import open_records
+
+    records = open_records(entry)
+    report = Report(records.name, len(records.label_names) or None)
+    seen: list[Finding] = []
+    for record, problem in _inspected(records, decode):
+        seen += [problem] if problem else []
+        report.pictures += 1
+        report.without_boxes += not len(record.boxes)
+        report.boxes += len(record.boxes)
+        report.crowd += 0 if record.crowd is None else int(record.crowd.sum())
+        report.captions += record.caption is not None
+    # Of a stream, the findings are there once it has been read.
+    report.findings = group([*records.findings, *seen], examples)
+    return report
+
+
+def _inspected(records: RecordSet | RecordStream, decode: bool) -> Iterator[tuple[Record, Finding | None]]:
+    """Each record and what is wrong with its picture, which is looked at with `decode` alone."""
+    from hf_grounding_dino.data.records import RecordSet
+
+    each: Iterable[Record] = (
+        records if not isinstance(records, RecordSet) else map(records.__getitem__, _range(records))
+    )
+    if not decode:
+        yield from ((record, None) for record in each)
+        return
+    total = len(records) if isinstance(records, RecordSet) else None
+    waiting = iter(each)
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as threads,
+        tqdm(total=total, unit="picture", desc="decoding", file=sys.stderr, disable=None) as progress,
+    ):
+        while batch := list(islice(waiting, _DECODED_AT_ONCE)):
+            yield from zip(batch, threads.map(picture_problem, batch), strict=True)
+            progress.update(len(batch))
+
+
+def _range(records: RecordSet) -> range:
+    return range(len(records))
+
+
+def picture_problem(record: Record) -> Finding | None:
+    """Decode a record's picture: that it cannot be read, or has another size than is stated, or None."""
+    from hf_grounding_dino.data.images import open_picture
+    from hf_grounding_dino.data.records import Finding
+
+    where = str(record.image) if isinstance(record.image, Path) else f"image {record.image_id}"
+    try:
+        width, height = open_picture(record.image).size
+    except ValueError as error:
+        return Finding("unreadable image", where, str(error))
+    if record.size in (None, (width, height)):
+        return None
+    stated = "{} x {}".format(*record.size or ())
+    turned = " (width and height are swapped, or EXIF turns it)" if record.size == (height, width) else ""
+    return Finding("wrong size", where, f"{stated} is stated, {width} x {height} is there{turned}")
+
+
+# --- printing ----------------------------------------------------------------------------------------------------
+
+
+def as_json(report: Report) -> str:
+    """The report as one JSON object."""
+    document: dict[str, Any] = {
+        "name": report.name,
+        "pictures": report.pictures,
+        "without_boxes": report.without_boxes,
+        "boxes": report.boxes,
+        "crowd_boxes": report.crowd,
+        **({"captions": report.captions} if report.labels is None else {"labels": report.labels}),
+        "loses_data": report.loses_data,
+        "findings": [
+            {
+                "kind": finding.kind,
+                "count": finding.count,
+                "loses_data": finding.loses_data,
+                "examples": [{"where": where, "what": what} for where, what in finding.examples],
+            }
+            for finding in report.findings
+        ],
+    }
+    return json.dumps(document, indent=2, ensure_ascii=False)
+
+
+def as_text(report: Report, entry: SourceEntry) -> str:
+    """The report as people read it; places in the set start from the folder of its annotations."""
+    rows = [("pictures", report.pictures)] if report.labels is not None else [("captions", report.captions)]
+    rows += [("  without boxes", report.without_boxes), ("boxes", report.boxes)]
+    rows += [("  around a group (crowd)", report.crowd)] if report.crowd else []
+    rows += [("labels", report.labels)] if report.labels is not None else []
+    lines = [f"{printable(report.name)} ({entry.format}, {entry.annotations})", "", *_aligned(rows), ""]
+    if not report.findings:
+        return "\n".join([*lines, "Nothing is odd."])
+    for title, loses in (("Loses data", True), ("Harmless", False)):
+        kinds = [kind for kind in report.findings if kind.loses_data is loses]
+        if kinds:
+            lines += [title, *_aligned([(kind.kind, kind.count) for kind in kinds]), ""]
+    folder = entry.annotations if os.path.isdir(entry.annotations) else os.path.dirname(entry.annotations)
+    for kind in report.findings:
+        lines += [
+            kind.kind,
+            *(f"  {printable(_shortened(where, folder))}: {printable(what)}" for where, what in kind.examples),
+        ]
+        more = kind.count - len(kind.examples)
+        lines += [f"  ... and {more:,} more", ""] if more else [""]
+    return "\n".join(lines).rstrip()
+
+
+def _aligned(rows: Sequence[tuple[str, int]]) -> list[str]:
+    name_width = max(24, *(len(name) for name, _ in rows))
+    count_width = max(7, *(len(f"{count:,}") for _, count in rows))
+    return [f"  {name:{name_width}}  {count:>{count_width},}" for name, count in rows]
+
+
+def _shortened(where: str, folder: str) -> str:
+    prefix = os.path.join(folder, "")
+    return where[len(prefix) :] if folder and where.startswith(prefix) and len(where) > len(prefix) else where

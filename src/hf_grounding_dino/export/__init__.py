@@ -1,0 +1,1 @@
+"""ONNX, OpenVINO and torch.export."""

@@ -1,0 +1,1 @@
+"""Run a detector: pipeline, large vocabularies, drawing."""

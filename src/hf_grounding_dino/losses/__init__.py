@@ -1,0 +1,1 @@
+"""Matching, criterion, targets and denoising."""

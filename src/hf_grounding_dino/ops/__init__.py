@@ -1,0 +1,1 @@
+"""The deformable-attention operator: definition, dispatch and build."""

@@ -1,0 +1,1 @@
+"""Prompts, images and post-processing."""

@@ -1,0 +1,1 @@
+"""Files, the Hub and memory: what every room needs."""

@@ -1,0 +1,607 @@
+"""The command `detect` as people call it, on a tiny model with random weights."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import io
+import json
+import os
+import runpy
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+import hf_grounding_dino
+from hf_grounding_dino import GroundingDinoPipeline
+from hf_grounding_dino.assets import DEMO_LABELS, DEMO_PICTURE
+from hf_grounding_dino.cli import PROGRAM, UserError, model_options
+from hf_grounding_dino.cli import detect as command
+from hf_grounding_dino.cli.detect import load_detector, parse_labels
+from hf_grounding_dino.cli.main import COMMANDS, main
+from hf_grounding_dino.cli.model_options import NANO_ANSWERS
+from hf_grounding_dino.cli.pictures import (
+    encoded,
+    find_pictures,
+    name_results,
+    own_name,
+    read_picture,
+    write_file,
+)
+from hf_grounding_dino.data.shapes import VOCABULARY
+from hf_grounding_dino.data.tokenizer import build_tokenizer
+from hf_grounding_dino.inference.drawing import draw_detections
+from hf_grounding_dino.processing.image_processing_grounding_dino import GroundingDinoImageProcessor
+from hf_grounding_dino.processing.processing_grounding_dino import GroundingDinoProcessor
+from hf_grounding_dino.processing.thresholds import Thresholds
+from odd_server import odd_server, png_head
+from tiny import FAMILIES, tiny_model
+
+SOURCE = Path(hf_grounding_dino.__file__).parent
+
+
+def save_model(folder: Path, family: Any = "grounding-dino") -> Path:
+    tiny_model(family).save_pretrained(folder)
+    size = {"shortest_edge": 80, "longest_edge": 133}
+    tokenizer = build_tokenizer([*VOCABULARY, "cat", "remote", "control"])
+    GroundingDinoProcessor(GroundingDinoImageProcessor(size=size), tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def picture(path: Path, size: tuple[int, int] = (60, 40), mode: str = "RGB", **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(len(path.name)).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(noise).convert(mode).save(path, **options)
+    return path
+
+
+def detect(model: Path, *argv: str | Path, labels: str = "cat, remote control", threshold: float = 0.0) -> int:
+    prompt = ["--labels", labels] if labels else []
+    return main(["detect", *map(str, argv), *prompt, "--model", str(model), "--threshold", str(threshold)])
+
+
+def found(path: str) -> Any:
+    return json.loads(Path("out", path).read_text(encoding="utf-8"))
+
+
+def written() -> list[str]:
+    return sorted(path.name for path in Path("out").iterdir())
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The only line of stderr, without the name of the program."""
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith(f"{PROGRAM}: ")
+    return lines[0].removeprefix(f"{PROGRAM}: ")
+
+
+# --- what comes out ----------------------------------------------------------------------------------------------
+
+
+def test_a_file_gives_a_drawing_and_detections(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert detect(model, picture(here / "photo.jpg")) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    detections = found("photo.json")
+    assert len(detections) == 20  # every query of the tiny model
+    for row in detections:
+        assert list(row) == ["score", "label", "box"]
+        assert list(row["box"]) == ["xmin", "ymin", "xmax", "ymax"]
+        assert row["label"] in ("cat", "remote control")
+        box = row["box"]
+        assert all(isinstance(side, int) for side in box.values())
+        assert 0 <= box["xmin"] <= box["xmax"] <= 60
+        assert 0 <= box["ymin"] <= box["ymax"] <= 40
+    scores = [row["score"] for row in detections]
+    assert scores == sorted(scores, reverse=True)
+    with Image.open("out/photo.jpg") as drawing:
+        assert drawing.format == "JPEG"
+        assert drawing.size == (60 * 16, 40 * 16)  # 640 / 40
+    assert f"{scores[0]:5.3f}  {detections[0]['label']}" in printed.out
+    assert "drawn: out/photo.jpg" in printed.out
+    assert written() == ["photo.jpg", "photo.json"]
+
+
+@pytest.mark.parametrize("threshold", [0.0, Thresholds(0.2, {"cat 7": 0.0})], ids=["one", "calibrated"])
+def test_any_number_of_labels_as_in_the_pipeline(model: Path, here: Path, threshold: Any) -> None:
+    """192 labels, which no prompt of 256 tokens holds: the same detections, to the digit."""
+    labels = [f"cat {i}" for i in range(192)]
+    detector = load_detector(model, device="cpu")
+    path = picture(here / "a.png")
+    pipe = GroundingDinoPipeline(detector.model, detector.processor)
+    expected = pipe(str(path), candidate_labels=labels, threshold=threshold)
+    assert len(expected) > 15
+    assert detector.detect(path, labels=labels, threshold=threshold) == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_result_is_that_of_the_processor(family: Any, tmp_path: Path) -> None:
+    detector = load_detector(save_model(tmp_path, family), device="cpu")
+    image = Image.open(picture(tmp_path / "a.png"))
+    inputs = detector.processor(images=image, text=[["cat", "remote"]])
+    with torch.no_grad():
+        outputs = detector.model(**inputs)
+    (expected,) = detector.processor.post_process_grounded_object_detection(
+        outputs, threshold=0.1, target_sizes=[(40, 60)], input_ids=inputs["input_ids"]
+    )
+    detections = detector.detect(image, labels=["cat", "remote"], threshold=0.1)
+    order = expected["scores"].argsort(descending=True, stable=True)
+    assert [row["score"] for row in detections] == expected["scores"][order].tolist()
+    assert [row["label"] for row in detections] == [expected["text_labels"][i] for i in order]
+    assert [list(row["box"].values()) for row in detections] == expected["boxes"][order].int().tolist()
+
+
+def test_folder_glob_and_twice_the_same(model: Path, here: Path) -> None:
+    for name in ("a.jpg", "deep/er/b.PNG", "deep/c.webp", ".hidden/d.png"):
+        picture(here / "in" / name)
+    (here / "in" / "notes.txt").write_text("no picture")
+    assert detect(model, "in", "in/**/*.jpg", "in/a.jpg") == 0
+    assert written() == ["a.jpg", "a.json", "b.json", "b.png", "c.json", "c.png"]
+
+
+def test_results_are_no_pictures_to_detect_in(model: Path, here: Path) -> None:
+    picture(here / "a.png")
+    for _ in range(2):
+        assert detect(model, ".") == 0
+        assert detect(model, "**/*.png") == 0
+    assert written() == ["a.json", "a.png"]
+    assert find_pictures(["out/*.png"], leave_out=Path("out"))[0] == ["out/a.png"]
+
+
+def test_a_name_with_brackets_is_a_file(model: Path, here: Path) -> None:
+    assert detect(model, picture(here / "photo [1].png")) == 0
+    assert written() == ["photo [1].json", "photo [1].png"]
+
+
+@pytest.fixture
+def server(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args: Any) -> None:
+            """Keep stderr to the command."""
+
+    monkeypatch.setenv("no_proxy", "*")
+    handler = functools.partial(Handler, directory=str(here))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_url(model: Path, here: Path, server: str, capsys: pytest.CaptureFixture[str]) -> None:
+    picture(here / "my photo.png")
+    assert detect(model, f"{server}/my%20photo.png?size=large") == 0
+    assert written() == ["my photo.json", "my photo.png"]
+    assert capsys.readouterr().err == ""
+    assert detect(model, f"{server}/none.png") == 2
+    assert "404" in one_line(capsys)
+
+
+def test_odd_images_and_urls_cost_a_line_each(
+    model: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that promises 170,000,000 pixels in 58 bytes, an EPS that is called PNG, and three bad URLs, of nine."""
+    monkeypatch.setenv("no_proxy", "*")
+    good = picture(here / "in/good.png")
+    (here / "in/large.png").write_bytes(png_head(170_000_000, 1))
+    Image.new("RGB", (9, 9)).save(here / "in/script.png", "EPS")
+    with odd_server(good.read_bytes()) as (address, _):
+        urls = [f"{address}/{name}.png" for name in ("whole", "chunked", "cut", "huge_length", "no_http", "moved")]
+        assert detect(model, "in", *urls) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith(PROGRAM)]
+    assert len(lines) == 5
+    for line, name in zip(lines, ("large.png", "script.png", "cut.png", "huge_length.png", "no_http.png"), strict=True):
+        assert f"/{name}: " in line
+    assert written() == sorted(
+        f"{name}.{kind}" for name in ("good", "whole", "chunked", "moved") for kind in ("json", "png")
+    )
+
+
+def test_no_network(
+    model: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All that is needed is in the folder of the model; what is not there is asked for, and missed, on one line."""
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise OSError("the network is down")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client of the Hub tries again and again
+    file = picture(here / "a.png")
+    assert detect(model, file) == 0
+    assert capsys.readouterr().err == ""
+    assert detect(model, "http://example.invalid/a.png") == 2
+    assert "network is down" in one_line(capsys)
+    assert detect(Path("nobody/no-such-model"), file) == 2
+    assert "nobody/no-such-model cannot be loaded: " in one_line(capsys)
+
+
+def test_a_caption_calls_things_by_its_words(model: Path, here: Path) -> None:
+    file = picture(here / "a.png")
+    assert detect(model, file, "--caption", "A red star to the left of a blue ring", labels="") == 0
+    labels = {row["label"] for row in found("a.json")}
+    assert labels
+    words = {"A", "red", "star", "to", "the", "left", "of", "a", "blue", "ring"}
+    assert all(set(label.split()) <= words for label in labels)
+
+
+def test_the_text_threshold_chooses_the_words_of_a_caption(model: Path, here: Path) -> None:
+    """Over 0 every word of the phrase that a box is found for, over the median score fewer; the boxes are the same."""
+    file, sentence = picture(here / "a.png"), "A red star to the left of a blue ring"
+
+    def rows(text_threshold: float) -> Any:
+        assert detect(model, file, "--caption", sentence, "--text-threshold", str(text_threshold), labels="") == 0
+        return found("a.json")
+
+    every = rows(0)
+    some = rows(every[len(every) // 2]["score"])
+    assert {row["label"] for row in every} == {sentence}
+    assert [row["box"] for row in some] == [row["box"] for row in every]
+    assert len({row["label"] for row in some}) > 1
+
+
+def test_nothing_found_is_an_empty_list(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert detect(model, picture(here / "a.png"), threshold=1.0) == 0
+    assert found("a.json") == []
+    assert Path("out/a.png").is_file()
+    assert "nothing found" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_other_dtypes(model: Path, here: Path, dtype: str) -> None:
+    assert detect(model, picture(here / "a.png"), "--dtype", dtype, "--device", "cpu") == 0
+    assert len(found("a.json")) == 20
+
+
+def test_a_rotated_photo_is_upright(model: Path, here: Path) -> None:
+    """Stored lying, 40 x 60, with the note to turn it: what is seen is 60 x 40, and the same as if stored so."""
+    image = Image.open(picture(here / "upright.png", (60, 40)))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
+    image.transpose(Image.Transpose.ROTATE_90).save(here / "turned.png", exif=exif)
+    assert detect(model, "upright.png", "turned.png") == 0
+    assert found("turned.json") == found("upright.json")
+    with Image.open("out/turned.png") as turned, Image.open("out/upright.png") as upright:
+        assert turned.getexif().get(0x0112, 1) == 1
+        assert turned.tobytes() == upright.tobytes()
+
+
+def test_pictures_of_every_kind(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for mode in ("1", "L", "LA", "P", "RGBA"):
+        picture(here / f"in/{mode}.png", mode=mode)
+    picture(here / "in/cmyk.jpg", mode="CMYK")
+    deep = np.random.default_rng(0).integers(0, 65536, (40, 60), dtype=np.uint16)
+    Image.fromarray(deep).save(here / "in/deep.png")
+    for size in ((1, 1), (1, 5000), (5000, 1)):
+        picture(here / f"in/{size[0]}x{size[1]}.png", size)
+    assert detect(model, "in") == 0
+    assert capsys.readouterr().err == ""
+    assert len(written()) == 2 * 10
+
+
+def test_500_labels(model: Path, here: Path) -> None:
+    labels = [f"cat {i}" for i in range(500)]
+    assert detect(model, picture(here / "a.png"), labels=",".join(labels)) == 0
+    assert {row["label"] for row in found("a.json")} <= set(labels)
+
+
+def test_equal_names_do_not_overwrite(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a/photo.png", "b/photo.jpg", "c/photo.png"):
+        picture(here / name)
+    assert detect(model, "a", "b", "c") == 0
+    assert [name for name in written() if name.endswith("json")] == ["photo-2.json", "photo-3.json", "photo.json"]
+    printed = capsys.readouterr().out
+    assert "drawn: out/photo-2.jpg (the name photo is another image's)" in printed
+    assert "drawn: out/photo.png\n" in printed
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_no_picture_is_overwritten(model: Path, here: Path, suffix: str) -> None:
+    before = picture(here / f"photo{suffix}").read_bytes()
+    assert detect(model, f"photo{suffix}", "--output", ".") == 0
+    assert (here / f"photo{suffix}").read_bytes() == before
+    assert (here / f"photo-2{suffix}").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "drawn", "kind"),
+    [("a.jpg", "a.jpg", "JPEG"), ("a.JPEG", "a.jpg", "JPEG"), ("a.png", "a.png", "PNG"), ("a.webp", "a.png", "PNG")],
+)
+def test_a_drawing_keeps_the_format_of_its_image(model: Path, here: Path, name: str, drawn: str, kind: str) -> None:
+    """JPEG for JPEG: a photo of 12 megapixels as PNG has 10 MB. In good quality: as the PNG, but for a few levels."""
+    file = picture(here / name, (700, 650), quality=95)
+    assert detect(model, file, threshold=0.5) == 0
+    with Image.open(Path("out", drawn)) as drawing:
+        assert drawing.format == kind
+        shown = np.asarray(drawing.convert("RGB"), dtype=int)
+    expected = np.asarray(draw_detections(read_picture(file), found("a.json"), ["cat", "remote control"]), dtype=int)
+    assert np.abs(shown - expected).mean() < (8 if kind == "JPEG" else 1e-9)
+
+
+def test_a_drawing_that_no_jpeg_can_hold_is_shrunk() -> None:
+    """A side has 65,500 pixels at most, and a PNG that is called .jpg may have more."""
+    with Image.open(io.BytesIO(encoded(Image.new("RGB", (131_000, 4)), ".jpg"))) as drawing:
+        assert (drawing.format, drawing.size) == ("JPEG", (65_500, 2))
+
+
+def test_names_of_results(here: Path) -> None:
+    assert own_name("a/b.tar.gz") == "b.tar"
+    assert own_name("https://host/x/y%2Fz.jpg?a=b") == "z"
+    assert own_name("https://host/") == "picture"
+    assert len(own_name("é" * 300).encode()) <= 200
+    assert name_results(["A.png", "b/a.jpg"], here / "out") == {"A.png": "A.png", "b/a.jpg": "a-2.jpg"}
+
+
+def test_a_write_that_fails_leaves_the_old_file(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = here / "a.json"
+    file.write_text("old")
+
+    def fail(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(UserError, match="No space left"):
+        write_file(file, b"new")
+    assert [(path.name, path.read_text()) for path in here.iterdir()] == [("a.json", "old")]
+
+
+def test_demo_needs_no_other_argument(
+    model: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(model_options, "NANO", model)
+    assert main(["detect", "--demo"]) == 0
+    assert written() == ["shapes.json", "shapes.png"]
+    printed = capsys.readouterr()
+    assert "drawn: out/shapes.png" in printed.out
+    assert printed.err == f"{PROGRAM}: {NANO_ANSWERS}\n"
+    assert {row["label"] for row in found("shapes.json")} <= set(DEMO_LABELS)
+
+
+def test_the_demo_picture_is_small_and_its_words_are_known() -> None:
+    assert DEMO_PICTURE.stat().st_size < 200_000
+    assert set(" ".join(DEMO_LABELS).split()) <= set(VOCABULARY)
+
+
+# --- what can go wrong -------------------------------------------------------------------------------------------
+
+
+def test_bad_pictures_among_many(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture(here / "good.png")
+    picture(here / "better.png")
+    (here / "text.jpg").write_text("not a picture")
+    (here / "empty.png").touch()
+    cut = picture(here / "cut.png", (200, 200)).read_bytes()
+    (here / "cut.png").write_bytes(cut[: len(cut) // 2])
+    assert detect(model, "text.jpg", "good.png", "cut.png", "empty.png", "missing.png", "better.png") == 1
+    assert written() == ["better.json", "better.png", "good.json", "good.png"]
+    lines = capsys.readouterr().err.splitlines()
+    assert all(line.startswith(f"{PROGRAM}: ") for line in lines)
+    assert [line.split(": ")[1] for line in lines] == ["missing.png", "text.jpg", "cut.png", "empty.png"]
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + b"\0" * 50])
+def test_one_bad_picture(model: Path, here: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "bad.png").write_bytes(content)
+    assert detect(model, "bad.png") == 2
+    assert one_line(capsys).startswith("bad.png: ")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["none.jpg", "--labels", "cat"], "none.jpg: no such file"),
+        (["in/*.gif", "--labels", "cat"], "in/*.gif: no file matches"),
+        (["empty", "--labels", "cat"], "empty: no picture in this folder"),
+        (["--labels", "cat"], "no picture: give at least one IMAGE, or --demo"),
+        (["a.png"], "nothing to look for: give --labels"),
+        (["a.png", "--labels", ""], "no labels"),
+        (["a.png", "--labels", "cat,,dog"], "an empty label in 'cat,,dog'"),
+        (["a.png", "--labels", "cat, \u4e9a\u4eac"], "Label 1 ('\u4e9a\u4eac') has no token that the tokenizer knows."),
+        (["a.png", "--caption", ""], "The caption '' has no token"),
+        (["a.png", "--labels", "cat", "--caption", "a cat"], "argument --caption: not allowed with argument --labels"),
+        (["a.png", "--labels", "cat", "--threshold", "1.5"], "argument --threshold: 1.5 is not a number from 0 to 1"),
+        (["a.png", "--labels", "cat", "--threshold", "nan"], "argument --threshold: nan is not a number from 0 to 1"),
+        (["a.png", "--labels", "cat", "--threshold", "x"], "argument --threshold: x is not a number from 0 to 1"),
+        (["a.png", "--labels", "cat", "--dtype", "int8"], "argument --dtype: invalid choice"),
+        (["a.png", "--labels", "cat", "--device", "toaster"], "the device toaster cannot be used"),
+        (["a.png", "--labels", "cat", "--device", "meta"], "the device meta cannot be used"),
+        (["a.png", "--labels", "cat", "--output", "a.png"], "the folder a.png cannot be made"),
+        (["a.png", "--labels", "cat", "--wrong"], "unrecognized arguments: --wrong"),
+    ],
+)
+def test_user_errors(
+    model: Path, here: Path, argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(here / "a.png")
+    (here / "empty").mkdir()
+    assert main(["detect", *argv, "--model", str(model)]) == 2
+    assert one_line(capsys).startswith(message)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_where_there_is_none(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert detect(model, picture(here / "a.png"), "--device", "cuda") == 2
+    assert one_line(capsys).startswith("the device cuda cannot be used: ")
+
+
+def broken_models(folder: Path, model: Path) -> dict[str, Path]:
+    """Folders that hold no usable model, by what is wrong."""
+    transformers.OwlViTConfig().save_pretrained(folder / "owlvit")
+    transformers.BertConfig().save_pretrained(folder / "bert")
+    for name in ("no weights", "no tokenizer", "cut weights", "lost weight", "no config", "a list", "a run/best"):
+        shutil.copytree(model, folder / name)
+    (folder / "no weights/model.safetensors").unlink()
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / "no tokenizer" / file).unlink(missing_ok=True)
+    (folder / "no config/config.json").unlink()
+    (folder / "a list/config.json").write_text("[1]")
+    weights = folder / "cut weights/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:10_000])
+    state = tiny_model().state_dict()
+    tiny_model().save_pretrained(
+        folder / "lost weight", state_dict={k: v.clone() for k, v in state.items() if k != "model.level_embed"}
+    )
+    whole = ("owlvit", "bert", "no weights", "no tokenizer", "cut weights", "lost weight")
+    return {name: folder / name for name in (*whole, "no config", "a list", "a run", "no folder")}
+
+
+def test_models_that_are_none(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = picture(here / "a.png")
+    messages = {}
+    broken = broken_models(here / "models", model)
+    capsys.readouterr()
+    for name, folder in broken.items():
+        assert detect(folder, file) == 2, name
+        messages[name] = one_line(capsys)
+    assert "'owlvit'" in messages["owlvit"]
+    assert "'bert'" in messages["bert"]
+    assert "lacks 1 of its weights, such as model.level_embed" in messages["lost weight"]
+    assert messages["no folder"].startswith("no such model: ")
+    assert messages["a list"].endswith("is no JSON object.")
+    assert messages["a run"].endswith(f"its best model is {here / 'models/a run/best'}")
+    assert all(str(here / "models") in message for message in messages.values()), messages
+    assert not list(Path("out").iterdir())
+
+
+def test_interrupt(
+    model: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*args: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "read_picture", interrupt)
+    assert detect(model, picture(here / "a.png")) == 130
+    assert capsys.readouterr().err.strip() == ""
+
+
+def test_labels_as_people_write_them() -> None:
+    assert parse_labels(["cat, remote control", "dog,cat"]) == ["cat", "remote control", "dog"]
+    assert parse_labels(['"a, b", c']) == ["a, b", "c"]
+    assert parse_labels(["cat\ndog\n"]) == ["cat", "dog"]
+    for text in ("cat,", " ", '""', "cat, ,dog"):
+        with pytest.raises(UserError):
+            parse_labels([text])
+
+
+@pytest.mark.parametrize(("labels", "caption"), [(None, None), (["cat"], "a cat")])
+def test_either_labels_or_a_caption(model: Path, labels: Any, caption: Any) -> None:
+    detector = load_detector(model)
+    with pytest.raises(ValueError, match="either labels or a caption"):
+        detector.detect(Image.new("RGB", (20, 20)), labels=labels, caption=caption)
+
+
+# --- the console command -----------------------------------------------------------------------------------------
+
+
+def test_help_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "detect" in capsys.readouterr().out
+    assert main(["detect", "--help"]) == 0
+    assert "--labels" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith(f"{PROGRAM} ")
+    assert main([]) == 2
+    one_line(capsys)
+    assert main(["defect"]) == 2
+    one_line(capsys)
+
+
+FORMATTED = {"validate": [], "evaluate": ["--model", "m"], "calibrate": ["--model", "m"]}
+LIGHT = [
+    ["--help"],
+    ["--version"],
+    ["defect"],
+    [],
+    *([name, "--help"] for name in COMMANDS),
+    ["train", "--list"],
+    ["train"],
+    ["train", "nosuch"],
+    ["train", "nosuch.yaml"],
+    *([name, *words] for name in ("evaluate", "calibrate") for words in (["--list"], ["cocoo", "--model", "m"])),
+    ["evaluate", "coco", "--model", "m"],
+    ["evaluate"],
+    *([name, "--format", "koko", "--annotations", "a", *words] for name, words in FORMATTED.items()),
+    ["detect"],
+    ["detect", "none.png", "--labels", "cat"],
+]
+
+
+def test_what_needs_no_model_imports_nothing_heavy(tmp_path: Path) -> None:
+    """Help, lists, and names of commands, recipes and benchmarks that are misspelt: answered before torch is there."""
+    script = f"""
+import sys
+from hf_grounding_dino.cli.main import main
+heavy = "torch torchvision transformers datasets accelerate evaluate pyarrow scipy pandas gradio huggingface_hub"
+for argv in {LIGHT!r}:
+    code = main(argv)
+    print("IMPORTED", code, argv, sorted(set(heavy.split()) & set(sys.modules)))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE.parent)}
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment, cwd=tmp_path
+    )
+    lines = [line for line in result.stdout.splitlines() if line.startswith("IMPORTED")]
+    expected = [(0 if {"--help", "--list", "--version"} & set(argv) else 2, argv) for argv in LIGHT]
+    assert lines == [f"IMPORTED {code} {argv} []" for code, argv in expected]
+
+
+@pytest.mark.parametrize("face", ["module", "script"])
+def test_module_and_script(
+    model: Path, here: Path, face: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(here / "a.png")
+    argv = ["a.png", "b.png", "--labels", "cat", "--model", str(model)]
+    monkeypatch.setattr(sys, "argv", [face, *(["detect"] if face == "module" else []), *argv])
+    with pytest.raises(SystemExit) as end:
+        if face == "module":
+            runpy.run_module("hf_grounding_dino", run_name="__main__")
+        else:
+            runpy.run_path(str(SOURCE.parents[1] / "scripts" / "detect.py"), run_name="__main__")
+    assert end.value.code == 1
+    assert one_line(capsys) == "b.png: no such file"
+    assert written() == ["a.json", "a.png"]
+
+
+# --- thresholds beside the model ---------------------------------------------------------------------------------
+
+
+def test_calibrated_thresholds(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each label is kept above its own: all of one whose threshold is 0, none of one whose threshold is 1."""
+    own = here / "model"
+    shutil.copytree(model, own)
+    image = str(picture(here / "a.png"))
+    calibrated = ["--threshold", "calibrated", "--model", str(own)]
+    assert main(["detect", image, "--labels", "cat, remote control", *calibrated]) == 2
+    assert "thresholds.json" in one_line(capsys)
+    Thresholds(1.0, {"cat": 0.0}).write(own)
+    assert main(["detect", image, "--labels", "cat, remote control", *calibrated]) == 0
+    told = one_line(capsys)
+    assert told == "no calibrated threshold for 'remote control': that of all labels is taken, 1"
+    assert {detection["label"] for detection in found("a.json")} == {"cat"}
+    assert main(["detect", image, "--caption", "a cat", *calibrated]) == 2
+    assert one_line(capsys) == "calibrated thresholds are for --labels, not for a --caption"
