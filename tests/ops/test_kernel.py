@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 import hf_grounding_dino
+from hf_grounding_dino import kernel_status, multi_scale_deformable_attention
 from hf_grounding_dino.assets import DEMO_PICTURE, NANO
 from hf_grounding_dino.cli.main import main
-from hf_grounding_dino.ops import kernel, kernel_status, multi_scale_deformable_attention
+from hf_grounding_dino.ops import kernel
 from hf_grounding_dino.ops.deformable_attention import multi_scale_deformable_attention_reference
 from training.runs import write_recipe
 
@@ -466,7 +467,8 @@ def test_the_decision_is_made_once(undecided: pytest.MonkeyPatch) -> None:
 def test_the_cuda_kernel_compiles_and_registers_itself(tmp_path: Path) -> None:
     """For Ampere and Hopper; it needs no device."""
     code = (
-        "import sys; from pathlib import Path; from hf_grounding_dino.ops import kernel, deformable_attention; import torch\n"
+        "import sys; from pathlib import Path; from hf_grounding_dino.ops import kernel, deformable_attention\n"
+        "import torch\n"
         "kernel.build(kernel.cuda_recipe([(8, 0), (9, 0)]), Path(sys.argv[1]))\n"
         "for name in ('deformable_attention', 'deformable_attention_backward'):\n"
         "    print(torch._C._dispatch_has_kernel_for_dispatch_key(f'hf_grounding_dino::{name}', 'CUDA'))\n"
