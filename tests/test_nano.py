@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
 from hf_grounding_dino import GroundingDinoForObjectDetection, GroundingDinoProcessor
-from hf_grounding_dino.assets import DEMO_LABELS, DEMO_PICTURE, NANO
+from hf_grounding_dino.assets import DEMO_IMAGE, DEMO_LABELS, NANO
 from hf_grounding_dino.cli.detect import load_detector
 from hf_grounding_dino.data.shapes import ShapesDataset
 from hf_grounding_dino.evaluation.assembly import Wishes, benchmark_tasks
@@ -45,7 +45,7 @@ def test_the_tokenizer_has_the_special_tokens_where_bert_has_them(processor: Gro
 
 
 def test_it_finds_all_of_the_demo_picture() -> None:
-    found = load_detector("nano").detect(DEMO_PICTURE, labels=DEMO_LABELS)
+    found = load_detector("nano").detect(DEMO_IMAGE, labels=DEMO_LABELS)
     assert sorted(detection["label"] for detection in found) == sorted(DEMO_LABELS)
 
 

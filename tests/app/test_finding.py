@@ -27,7 +27,7 @@ from hf_grounding_dino.app.predictor import (
     table_rows,
     words_of,
 )
-from hf_grounding_dino.assets import DEMO_LABELS, DEMO_PICTURE
+from hf_grounding_dino.assets import DEMO_IMAGE, DEMO_LABELS
 from hf_grounding_dino.cli.detect import load_detector
 from hf_grounding_dino.inference.drawing import Detection, draw_detections
 from odd_server import png_head
@@ -192,6 +192,6 @@ def test_a_picture_that_lies_on_its_side_is_turned(tmp_path: Path) -> None:
 def test_it_finds_what_detect_finds() -> None:
     """With the model that ships: the page above 0.25 is what `detect` gives at 0.25, all eight shapes."""
     detector = load_detector("nano")
-    answer = find(detector, str(DEMO_PICTURE), DEMO_LABELS)
-    expected = detector.detect(DEMO_PICTURE, labels=DEMO_LABELS, threshold=0.25)
+    answer = find(detector, str(DEMO_IMAGE), DEMO_LABELS)
+    expected = detector.detect(DEMO_IMAGE, labels=DEMO_LABELS, threshold=0.25)
     assert above(answer, 0.25) == expected and len(expected) == len(DEMO_LABELS)

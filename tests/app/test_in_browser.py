@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from hf_grounding_dino.app.web import make_page, start
-from hf_grounding_dino.assets import DEMO_PICTURE
+from hf_grounding_dino.assets import DEMO_IMAGE
 from hf_grounding_dino.cli.detect import Detector, load_detector
 
 pytestmark = pytest.mark.browser
@@ -80,7 +80,7 @@ class Visit:
         if not url.startswith((address, "data:", "blob:")):
             self.elsewhere.append(url)
 
-    def ask(self, words: str, picture: Path = DEMO_PICTURE) -> None:
+    def ask(self, words: str, picture: Path = DEMO_IMAGE) -> None:
         self.window.set_input_files("#picture input[type=file]", str(picture))
         self.window.wait_for_selector("#picture img")
         self.window.fill("#words textarea", words)

@@ -28,7 +28,7 @@ from packaging.version import Version
 import hf_grounding_dino
 from hf_grounding_dino.app import space
 from hf_grounding_dino.app.space import export_space
-from hf_grounding_dino.assets import DEMO_PICTURE, NANO
+from hf_grounding_dino.assets import DEMO_IMAGE, NANO
 from tiny import tiny_model
 
 COLORS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
@@ -122,7 +122,7 @@ def test_it_starts_and_answers_where_this_package_is_not(tmp_path: Path) -> None
                     break
                 time.sleep(0.2)
             visitor = Client(f"http://127.0.0.1:{port}", verbose=False, analytics_enabled=False)
-            assert visitor.predict(handle_file(str(DEMO_PICTURE)), "Labels", "red square", api_name="/find") == ""
+            assert visitor.predict(handle_file(str(DEMO_IMAGE)), "Labels", "red square", api_name="/find") == ""
             found = visitor.predict(0.25, api_name="/threshold")
         finally:
             server.terminate()

@@ -25,7 +25,7 @@ from PIL import Image
 
 import hf_grounding_dino
 from hf_grounding_dino import GroundingDinoPipeline
-from hf_grounding_dino.assets import DEMO_LABELS, DEMO_PICTURE
+from hf_grounding_dino.assets import DEMO_IMAGE, DEMO_LABELS
 from hf_grounding_dino.cli import PROGRAM, UserError, model_options
 from hf_grounding_dino.cli import detect as command
 from hf_grounding_dino.cli.detect import load_detector, parse_labels
@@ -383,7 +383,7 @@ def test_demo_needs_no_other_argument(
 
 
 def test_the_demo_picture_is_small_and_its_words_are_known() -> None:
-    assert DEMO_PICTURE.stat().st_size < 200_000
+    assert DEMO_IMAGE.stat().st_size < 200_000
     assert set(" ".join(DEMO_LABELS).split()) <= set(VOCABULARY)
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 import hf_grounding_dino
 from exports import BY_PLACE, CASES, largest_differences, least_model, without_traces
 from hf_grounding_dino import GroundingDinoImageProcessor, GroundingDinoProcessor
-from hf_grounding_dino.assets import DEMO_LABELS, DEMO_PICTURE
+from hf_grounding_dino.assets import DEMO_IMAGE, DEMO_LABELS
 from hf_grounding_dino.cli import PROGRAM
 from hf_grounding_dino.cli import export as exporting_command
 from hf_grounding_dino.cli.main import main
@@ -81,7 +81,7 @@ def test_it_runs_where_torch_cannot_be_imported(folder: Path, exported: Path, tm
         r"```python title=\"find.py\"\n(.*?)```", (ROOT / "docs" / "run_onnx.md").read_text(), re.DOTALL
     )
     (tmp_path / "find.py").write_text(code)
-    picture = Image.open(DEMO_PICTURE).convert("RGB")
+    picture = Image.open(DEMO_IMAGE).convert("RGB")
     photo, labels = tmp_path / "photo.png", ["Red square", "cyan ring", "ring"]
     for size in (picture.size, (180, 300), (300, 96)):
         picture.resize(size).save(photo)

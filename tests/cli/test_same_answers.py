@@ -14,7 +14,7 @@ from PIL import Image
 from hf_grounding_dino import GroundingDinoPipeline
 from hf_grounding_dino.app import web
 from hf_grounding_dino.app.predictor import as_json
-from hf_grounding_dino.assets import DEMO_PICTURE, NANO
+from hf_grounding_dino.assets import DEMO_IMAGE, NANO
 from hf_grounding_dino.cli import PROGRAM
 from hf_grounding_dino.cli.main import main
 from hf_grounding_dino.cli.model_options import NANO_ANSWERS
@@ -32,7 +32,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two images of unequal sizes, and a COCO file of them."""
     monkeypatch.chdir(tmp_path)
     Path("in").mkdir()
-    image = Image.open(DEMO_PICTURE).convert("RGB")
+    image = Image.open(DEMO_IMAGE).convert("RGB")
     image.save("in/a.png")
     image.crop((0, 0, 260, 256)).save("in/b.png")
     document = {

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from transformers import pipeline
 
 from hf_grounding_dino import GroundingDinoForObjectDetection, GroundingDinoPipeline, GroundingDinoProcessor
-from hf_grounding_dino.assets import DEMO_LABELS, DEMO_PICTURE, NANO
+from hf_grounding_dino.assets import DEMO_IMAGE, DEMO_LABELS, NANO
 from hf_grounding_dino.inference.large_vocabulary import chunk_labels
 
 TASK = "zero-shot-object-detection"
@@ -32,7 +32,7 @@ def pipe() -> GroundingDinoPipeline:
 
 @pytest.fixture(scope="module")
 def image() -> Image.Image:
-    return Image.open(DEMO_PICTURE).convert("RGB")
+    return Image.open(DEMO_IMAGE).convert("RGB")
 
 
 @pytest.fixture(scope="module")
@@ -96,11 +96,11 @@ class Picture:
 
     @staticmethod
     def kinds() -> dict[str, Any]:
-        image = Image.open(DEMO_PICTURE).convert("RGB")
+        image = Image.open(DEMO_IMAGE).convert("RGB")
         array = np.array(image)
         return {
-            "PIL": image, "path": DEMO_PICTURE, "path string": str(DEMO_PICTURE), "array": array,
-            "tensor": torch.from_numpy(array).permute(2, 0, 1), "bytes": Path(DEMO_PICTURE).read_bytes(),
+            "PIL": image, "path": DEMO_IMAGE, "path string": str(DEMO_IMAGE), "array": array,
+            "tensor": torch.from_numpy(array).permute(2, 0, 1), "bytes": Path(DEMO_IMAGE).read_bytes(),
         }  # fmt: skip
 
 

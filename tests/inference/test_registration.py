@@ -18,7 +18,7 @@ AFTER = (
     TINY_OWL
     + """
 from hf_grounding_dino import register
-from hf_grounding_dino.assets import DEMO_PICTURE, NANO
+from hf_grounding_dino.assets import DEMO_IMAGE, NANO
 register()
 register()
 
@@ -36,7 +36,7 @@ assert own(AutoProcessor.from_pretrained(NANO))
 assert not own(AutoTokenizer.from_pretrained(NANO))
 made = pipeline("zero-shot-object-detection", model=str(NANO), device="cpu")
 assert own(made) and own(made.model) and own(made.processor)
-results = made(str(DEMO_PICTURE), candidate_labels=["red square", "blue ring"], threshold=0.3)
+results = made(str(DEMO_IMAGE), candidate_labels=["red square", "blue ring"], threshold=0.3)
 assert results[0]["label"] == "red square"
 
 # Classes called by their names, and other models.

@@ -18,7 +18,7 @@ from PIL import Image
 from hf_grounding_dino.annotation.answers import LabelledPicture
 from hf_grounding_dino.annotation.files import WORK_FOLDER
 from hf_grounding_dino.annotation.journal import Answers
-from hf_grounding_dino.assets import DEMO_LABELS, DEMO_PICTURE
+from hf_grounding_dino.assets import DEMO_IMAGE, DEMO_LABELS
 from hf_grounding_dino.cli.main import main
 
 pytestmark = pytest.mark.neighbours
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("neighbours")
     photos = place / "photos"
     (photos / "more" / "2 é").mkdir(parents=True)
-    photo = Image.open(DEMO_PICTURE).convert("RGB")
+    photo = Image.open(DEMO_IMAGE).convert("RGB")
     photo.save(photos / "a é.png")
     photo.crop((0, 0, photo.width // 2, photo.height)).save(photos / "more" / "2 é" / "half.jpg", quality=95)
     turned = Image.Exif()

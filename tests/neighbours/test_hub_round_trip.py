@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor, pipeline
 
 import hf_grounding_dino as own
-from hf_grounding_dino.assets import DEMO_LABELS, DEMO_PICTURE, NANO
+from hf_grounding_dino.assets import DEMO_IMAGE, DEMO_LABELS, NANO
 from hf_grounding_dino.data.tokenizer import build_tokenizer
 from hf_grounding_dino.publishing.remote_code import export_remote_code
 from silence import silence
@@ -133,7 +133,7 @@ def test_a_pipeline_finds_the_same_in_either_repo(
 
 def test_a_trained_model_finds_the_same_everywhere() -> None:
     """The model that ships: model, processor and post-processing of either side, and of the pipelines."""
-    folder, image = str(NANO), Image.open(DEMO_PICTURE).convert("RGB")
+    folder, image = str(NANO), Image.open(DEMO_IMAGE).convert("RGB")
     with silence():
         parts = [
             (AutoModelForZeroShotObjectDetection.from_pretrained(folder), AutoProcessor.from_pretrained(folder)),

@@ -9,12 +9,12 @@ from torch import nn
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
 from hf_grounding_dino import GroundingDinoForObjectDetection, GroundingDinoPipeline, GroundingDinoProcessor
-from hf_grounding_dino.assets import DEMO_LABELS, DEMO_PICTURE, NANO
+from hf_grounding_dino.assets import DEMO_IMAGE, DEMO_LABELS, NANO
 
 
 def found(model: Any) -> dict[str, Any]:
     pipe = GroundingDinoPipeline(model, GroundingDinoProcessor.from_pretrained(NANO), device="cpu")
-    results = pipe(Image.open(DEMO_PICTURE).convert("RGB"), candidate_labels=list(DEMO_LABELS), threshold=0.3)
+    results = pipe(Image.open(DEMO_IMAGE).convert("RGB"), candidate_labels=list(DEMO_LABELS), threshold=0.3)
     assert len({result["label"] for result in results}) == len(results) == len(DEMO_LABELS)
     return {result["label"]: result for result in results}
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import hf_grounding_dino
 from hf_grounding_dino import kernel_status, multi_scale_deformable_attention
-from hf_grounding_dino.assets import DEMO_PICTURE, NANO
+from hf_grounding_dino.assets import DEMO_IMAGE, NANO
 from hf_grounding_dino.cli.main import main
 from hf_grounding_dino.ops import kernel
 from hf_grounding_dino.ops.deformable_attention import multi_scale_deformable_attention_reference
@@ -417,7 +417,7 @@ def command(request: pytest.FixtureRequest, undecided: pytest.MonkeyPatch, tmp_p
         return ["train", str(write_recipe(tmp_path, max_steps=1))]
     if request.param == "detect":
         return ["detect", "--demo", *output]
-    return ["annotate", "--images", str(DEMO_PICTURE), "--labels", "ring", "--model", str(NANO), *output]
+    return ["annotate", "--images", str(DEMO_IMAGE), "--labels", "ring", "--model", str(NANO), *output]
 
 
 @pytest.mark.parametrize(

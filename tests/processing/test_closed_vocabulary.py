@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hf_grounding_dino import GroundingDinoForObjectDetection, GroundingDinoPipeline
-from hf_grounding_dino.assets import DEMO_PICTURE, NANO
+from hf_grounding_dino.assets import DEMO_IMAGE, NANO
 from hf_grounding_dino.data.shapes import caption_prompt, detection_prompt, expressions_prompt, generate_scene
 from hf_grounding_dino.data.shapes.phrases import NAMING_WORDS, OTHER_WORDS
 from hf_grounding_dino.models.loading import load_whole
@@ -78,6 +78,6 @@ def test_the_pipeline_says_so() -> None:
     model, processor = load_whole(NANO)
     pipe = GroundingDinoPipeline(model, processor=processor)
     with pytest.raises(ValueError, match="knows no word of 'cat'"):
-        pipe(str(DEMO_PICTURE), candidate_labels=["star", "cat"])
+        pipe(str(DEMO_IMAGE), candidate_labels=["star", "cat"])
     with pytest.warns(UserWarning, match="does not know 'cat' of 'red cat'"):
-        assert pipe(str(DEMO_PICTURE), candidate_labels=["star", "red cat"])
+        assert pipe(str(DEMO_IMAGE), candidate_labels=["star", "red cat"])

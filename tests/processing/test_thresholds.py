@@ -14,7 +14,7 @@ import transformers
 
 from fake_hub import COMMIT, put_into_cache
 from hf_grounding_dino import GroundingDinoForObjectDetection, GroundingDinoPipeline, GroundingDinoProcessor
-from hf_grounding_dino.assets import DEMO_PICTURE, NANO
+from hf_grounding_dino.assets import DEMO_IMAGE, NANO
 from hf_grounding_dino.processing import thresholds
 from hf_grounding_dino.processing.thresholds import THRESHOLDS_FILE, Thresholds, threshold_per_label
 
@@ -103,7 +103,7 @@ def test_the_pipeline_keeps_each_label_above_its_own(calibrated: Path) -> None:
     model = GroundingDinoForObjectDetection.from_pretrained(calibrated)
     processor = GroundingDinoProcessor.from_pretrained(calibrated)
     pipe = GroundingDinoPipeline(model, processor=processor)
-    picture = str(DEMO_PICTURE)
+    picture = str(DEMO_IMAGE)
     labels = sorted({row["label"] for row in pipe(picture, candidate_labels=["circle", "square", "star"])})
     assert len(labels) > 1
     least = [0.4 + 0.2 * i for i in range(len(labels))]
@@ -138,6 +138,6 @@ def test_the_pipeline_reads_them_once_as_the_model_was_read(
 
     monkeypatch.setattr(thresholds, "cached_file", cached_file)
     for _ in range(2):
-        pipe([str(DEMO_PICTURE)] * 2, candidate_labels=["circle"], threshold="calibrated")
+        pipe([str(DEMO_IMAGE)] * 2, candidate_labels=["circle"], threshold="calibrated")
     assert asked == [where]
     assert "secret" not in repr(vars(model))

@@ -22,7 +22,7 @@ from PIL import Image
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor, pipeline
 
 from hf_grounding_dino import GroundingDinoForObjectDetection, GroundingDinoPipeline, GroundingDinoProcessor
-from hf_grounding_dino.assets import DEMO_LABELS, DEMO_PICTURE
+from hf_grounding_dino.assets import DEMO_IMAGE, DEMO_LABELS
 from hf_grounding_dino.publishing import publish as publishing
 from hf_grounding_dino.publishing.publish import PublishError, publish
 from tiny import sound_stock
@@ -123,7 +123,7 @@ def test_stock_transformers_loads_it_without_a_word_and_finds_the_same(
     assert not caplog.records
     assert not any(report.values()), report
     assert type(stock).__module__.startswith("transformers.")
-    image = Image.open(DEMO_PICTURE).convert("RGB")
+    image = Image.open(DEMO_IMAGE).convert("RGB")
     model = GroundingDinoForObjectDetection.from_pretrained(folder).eval()
     inputs = GroundingDinoProcessor.from_pretrained(folder)(images=image, text=[list(DEMO_LABELS)])
     stock_inputs = stock_processor(images=image, text=[list(DEMO_LABELS)], return_tensors="pt")
@@ -143,7 +143,7 @@ def test_stock_transformers_loads_it_without_a_word_and_finds_the_same(
 def test_the_code_of_the_card_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """Both pieces as they stand there, beside the folder and a photo; each prints the label of what it found."""
     monkeypatch.chdir(folder.parent)
-    Image.open(DEMO_PICTURE).convert("RGB").save("photo.jpg", quality=95)
+    Image.open(DEMO_IMAGE).convert("RGB").save("photo.jpg", quality=95)
     pieces = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     assert len(pieces) == 2
     for piece in pieces:

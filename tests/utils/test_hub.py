@@ -14,7 +14,7 @@ import pytest
 from huggingface_hub import constants
 
 from fake_hub import NOWHERE, hub_at, hub_that_refuses, put_into_cache, refuse_to_wait
-from hf_grounding_dino.assets import DEMO_PICTURE, NANO
+from hf_grounding_dino.assets import DEMO_IMAGE, NANO
 from hf_grounding_dino.cli.detect import load_detector
 from hf_grounding_dino.cli.main import main
 from hf_grounding_dino.models.grounding_dino.conversion import load_tokenizer
@@ -75,7 +75,7 @@ def test_the_thresholds_beside_a_model(
     put_into_cache(cache, "x/nano", NANO)
     hub_at(monkeypatch, NOWHERE)
     refuse_to_wait(monkeypatch)
-    picture = [str(DEMO_PICTURE), "--labels", "red square", "--output", str(tmp_path / "out")]
+    picture = [str(DEMO_IMAGE), "--labels", "red square", "--output", str(tmp_path / "out")]
     assert main(["detect", *picture, "--model", "x/nano", "--threshold", "calibrated", "--device", "cpu"]) == 2
     assert "no thresholds.json of x/nano (`calibrate` makes one)" in capsys.readouterr().err
 

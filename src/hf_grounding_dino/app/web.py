@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from ..assets import DEMO_LABELS, DEMO_PICTURE
+from ..assets import DEMO_IMAGE, DEMO_LABELS
 from .predictor import KINDS, Answer, Finder, Kind, as_json, drawn, find, floor_of, summary, table_rows, words_of
 
 TITLE = "Grounding DINO"
@@ -54,10 +54,10 @@ class Example(NamedTuple):
 
 
 EXAMPLES: tuple[Example, ...] = (
-    Example("All eight shapes", str(DEMO_PICTURE), "Labels", ", ".join(DEMO_LABELS), 8),
-    Example("One that is not there", str(DEMO_PICTURE), "Labels", "yellow ring, green heart", 1),
-    Example("A sentence", str(DEMO_PICTURE), "Sentence", "a red square, a purple cross and a cyan star", 3),
-    Example("One thing", str(DEMO_PICTURE), "Sentence", "the small cyan star", 1),
+    Example("All eight shapes", str(DEMO_IMAGE), "Labels", ", ".join(DEMO_LABELS), 8),
+    Example("One that is not there", str(DEMO_IMAGE), "Labels", "yellow ring, green heart", 1),
+    Example("A sentence", str(DEMO_IMAGE), "Sentence", "a red square, a purple cross and a cyan star", 3),
+    Example("One thing", str(DEMO_IMAGE), "Sentence", "the small cyan star", 1),
 )
 
 Shown = tuple[Any, str, Any, str, str, Any]

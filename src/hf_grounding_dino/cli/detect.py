@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tqdm import tqdm
 
-from hf_grounding_dino.assets import DEMO_LABELS, DEMO_PICTURE
+from hf_grounding_dino.assets import DEMO_IMAGE, DEMO_LABELS
 from hf_grounding_dino.inference.drawing import Detection, certainty, draw_detections
 from hf_grounding_dino.processing.defaults import KEPT, Kept
 from hf_grounding_dino.utils.printable import printable
@@ -229,7 +229,7 @@ def run(arguments: argparse.Namespace) -> int:
         UserError: nothing could be done, or results cannot be written.
     """
     prompt = _requested_prompt(arguments)
-    names = [*arguments.images, *([str(DEMO_PICTURE)] if arguments.demo else [])]
+    names = [*arguments.images, *([str(DEMO_IMAGE)] if arguments.demo else [])]
     if not names:
         raise UserError("no picture: give at least one IMAGE, or --demo")
     model = named_model(arguments.model, or_nano=not arguments.images)

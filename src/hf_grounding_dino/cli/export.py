@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_grounding_dino.assets import DEMO_LABELS, DEMO_PICTURE
+from hf_grounding_dino.assets import DEMO_IMAGE, DEMO_LABELS
 
 from . import UserError, complain, quiet_libraries, say, whole_number
 from .detect import load_detector
@@ -157,7 +157,7 @@ def _examples(detector: Detector) -> Iterator[Mapping[str, torch.Tensor]]:
     """
     from hf_grounding_dino.utils.image_files import open_image
 
-    with open_image(DEMO_PICTURE) as opened:
+    with open_image(DEMO_IMAGE) as opened:
         picture = opened.convert("RGB")
     parts: list[Any] = [picture.crop((0, 0, 200, 256)), picture.crop((60, 40, 320, 200))]
     yield detector.processor(images=picture, text=[list(DEMO_LABELS)])
