@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
-import runpy
 import shutil
 import socket
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import Owlv2Config
 
-import hf_grounding_dino
 from hf_grounding_dino.app import web
 from hf_grounding_dino.assets import NANO
 from hf_grounding_dino.cli import PROGRAM
 from hf_grounding_dino.cli.main import main
 
 FILES = ["README.md", "app.py", "hf_grounding_dino", "requirements.txt"]
-SCRIPTS = Path(hf_grounding_dino.__file__).parents[2] / "scripts"
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:
@@ -57,14 +53,9 @@ def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
     assert one_line(capsys).startswith(f"127.0.0.1:{port} cannot be used: the port is taken")
 
 
-def test_a_space_is_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_space_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "space"
-    monkeypatch.setattr(sys, "argv", ["app.py", "--export-space", str(folder), "--model", str(NANO)])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(SCRIPTS / "app.py"), run_name="__main__")
-    assert end.value.code == 0
+    assert main(["app", "--export-space", str(folder), "--model", str(NANO)]) == 0
     assert capsys.readouterr().out == f"{folder}\n"
     assert sorted(path.name for path in folder.iterdir()) == FILES
 

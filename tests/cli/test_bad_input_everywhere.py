@@ -82,7 +82,7 @@ ASKING_THE_HUB = {
     "detect": ["detect", "a.png", *LABELS, "--output", "out", "--model", "x/y"],
     "annotate": ["annotate", "--images", "a.png", *LABELS, "--output", "out", "--model", "x/y"],
     "evaluate": ["evaluate", *DATA, "--output", "out", "--model", "x/y"],
-    "calibrate": ["calibrate", *DATA, "--output", "out", "--to", ".", "--model", "x/y"],
+    "tune-thresholds": ["tune-thresholds", *DATA, "--output", "out", "--to", ".", "--model", "x/y"],
     "export": ["export", "out/m.onnx", "--model", "x/y"],
     "benchmark": ["benchmark", "--output", "out", "--model", "x/y"],
     "app": ["app", "--model", "x/y"],
@@ -196,8 +196,8 @@ FILLING = {
         ("out/metrics.json", *(f"out/{name}" for name in STORE)),
         ("out/index.html",),
     ),
-    "calibrate": Filling(
-        ["calibrate", *DATA, "--model", "model", "--to", "out", "--predictions", "done"],
+    "tune-thresholds": Filling(
+        ["tune-thresholds", *DATA, "--model", "model", "--to", "out", "--predictions", "done"],
         40,
         f"out/thresholds.json cannot be written: {FULL}",
         old=("out/thresholds.json",),
@@ -265,7 +265,7 @@ def test_what_no_command_expects_of_the_disk(
         raise OSError(28, "No space left on device", "somewhere")
 
     for command in COMMANDS:
-        monkeypatch.setattr(f"hf_grounding_dino.cli.{command}.run", fail)
+        monkeypatch.setattr(f"hf_grounding_dino.cli.{command.replace('-', '_')}.run", fail)
         argv = [word for word in FORMS[command] if "{bad}" not in word]
         assert complaint(capsys, argv) == "somewhere cannot be written: No space left on device"
 
@@ -281,14 +281,18 @@ FORMS = {
     "export": ["export", "out/m.onnx", "--format={bad}"],
     "convert": ["convert", "nano.pth", "out", "--dtype={bad}"],
     "evaluate": ["evaluate", "--batch-size={bad}"],
-    "calibrate": ["calibrate", "--model", "model", "--dtype={bad}"],
+    "tune-thresholds": ["tune-thresholds", "--model", "model", "--dtype={bad}"],
     "app": ["app", "--port={bad}"],
     "benchmark": ["benchmark", "--cases={bad}"],
 }
 IN_THE_WAY = {
-    **{name: argv for name, (argv, *_) in FILLING.items() if "," not in name and name not in ("calibrate", "convert")},
-    "calibrate": ["calibrate", *DATA, "--model", "model", "--to", "model", "--output", "out"],
-    "calibrate, to": ["calibrate", *DATA, "--model", "model", "--to", "out"],
+    **{
+        name: argv
+        for name, (argv, *_) in FILLING.items()
+        if "," not in name and name not in ("tune-thresholds", "convert")
+    },
+    "tune-thresholds": ["tune-thresholds", *DATA, "--model", "model", "--to", "model", "--output", "out"],
+    "tune-thresholds, to": ["tune-thresholds", *DATA, "--model", "model", "--to", "out"],
     "convert": ["convert", "nano.pth", "out/m", "--tokenizer", "model"],
     "convert, back": MMDET,
     "convert, onto": ["convert", "nano.pth", "out", "--tokenizer", "model"],
@@ -347,7 +351,7 @@ def coco_with(**changes: Any) -> str:
 READERS = {
     "validate": ["validate", *ODD_DATA],
     "evaluate": ["evaluate", *ODD_DATA, "--model", "model", "--output", "out"],
-    "calibrate": ["calibrate", *ODD_DATA, "--model", "model", "--output", "out", "--to", "."],
+    "tune-thresholds": ["tune-thresholds", *ODD_DATA, "--model", "model", "--output", "out", "--to", "."],
     "train": [*TRAIN, "train=[{format: coco, annotations: odd.json, images: .}]"],
     "thresholds": [*ANNOTATE, "--thresholds", "odd.json"],
 }

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import runpy
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import hf_grounding_dino
 from evaluation.roots import coco, true_answers, write_answers, write_root
 from hf_grounding_dino import GroundingDinoForObjectDetection, GroundingDinoPipeline, GroundingDinoProcessor
 from hf_grounding_dino.cli import PROGRAM
@@ -24,7 +21,6 @@ from hf_grounding_dino.evaluation.assembly import Wishes, source_task
 from hf_grounding_dino.processing.thresholds import THRESHOLDS_FILE, Thresholds
 from training.runs import write_model
 
-SCRIPTS = Path(hf_grounding_dino.__file__).parents[2] / "scripts"
 PICTURES = 9
 LABELS = ["red circle", "blue", "green square"]
 """Of the file's red_circle, blue (ring) and green square: what the model is asked for."""
@@ -158,10 +154,3 @@ def test_what_has_no_thresholds_is_refused(
     assert not (model / THRESHOLDS_FILE).exists()
     assert calibrate("--model", "someone/model", "--annotations", mine) == 2
     assert one_line(capsys) == "someone/model: no such folder for thresholds.json; name one with --to"
-
-
-def test_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["calibrate.py", "--list", "--model", "x"])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(SCRIPTS / "calibrate.py"), run_name="__main__")
-    assert end.value.code == 0 and "lvis_minival" in capsys.readouterr().out

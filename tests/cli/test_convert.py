@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,8 +14,6 @@ from hf_grounding_dino.assets import NANO
 from hf_grounding_dino.cli import PROGRAM
 from hf_grounding_dino.cli.main import main
 from hf_grounding_dino.models.grounding_dino import conversion
-
-SCRIPTS = Path(hf_grounding_dino.__file__).parents[2] / "scripts"
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +104,3 @@ def test_mistakes_are_one_line_and_2(
     assert printed.out == "" and printed.err.count("\n") == 1
     assert message.format(**places) in printed.err
     assert not places["out"].exists()
-
-
-def test_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["convert.py", str(NANO), str(tmp_path / "x.pth"), "--to", "mmdet"])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(SCRIPTS / "convert.py"), run_name="__main__")
-    assert end.value.code == 0 and capsys.readouterr().out.endswith(f"{tmp_path / 'x.pth'}\n")

@@ -6,12 +6,8 @@ import functools
 import http.server
 import io
 import json
-import os
-import runpy
 import shutil
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +25,7 @@ from hf_grounding_dino.assets import DEMO_IMAGE, DEMO_LABELS
 from hf_grounding_dino.cli import PROGRAM, UserError, model_options
 from hf_grounding_dino.cli import detect as command
 from hf_grounding_dino.cli.detect import load_detector, parse_labels
-from hf_grounding_dino.cli.main import COMMANDS, main
+from hf_grounding_dino.cli.main import main
 from hf_grounding_dino.cli.model_options import NANO_ANSWERS
 from hf_grounding_dino.cli.pictures import (
     encoded,
@@ -513,78 +509,6 @@ def test_either_labels_or_a_caption(model: Path, labels: Any, caption: Any) -> N
     detector = load_detector(model)
     with pytest.raises(ValueError, match="either labels or a caption"):
         detector.detect(Image.new("RGB", (20, 20)), labels=labels, caption=caption)
-
-
-# --- the console command -----------------------------------------------------------------------------------------
-
-
-def test_help_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--help"]) == 0
-    assert "detect" in capsys.readouterr().out
-    assert main(["detect", "--help"]) == 0
-    assert "--labels" in capsys.readouterr().out
-    assert main(["--version"]) == 0
-    assert capsys.readouterr().out.startswith(f"{PROGRAM} ")
-    assert main([]) == 2
-    one_line(capsys)
-    assert main(["defect"]) == 2
-    one_line(capsys)
-
-
-FORMATTED = {"validate": [], "evaluate": ["--model", "m"], "calibrate": ["--model", "m"]}
-LIGHT = [
-    ["--help"],
-    ["--version"],
-    ["defect"],
-    [],
-    *([name, "--help"] for name in COMMANDS),
-    ["train", "--list"],
-    ["train"],
-    ["train", "nosuch"],
-    ["train", "nosuch.yaml"],
-    *([name, *words] for name in ("evaluate", "calibrate") for words in (["--list"], ["cocoo", "--model", "m"])),
-    ["evaluate", "coco", "--model", "m"],
-    ["evaluate"],
-    *([name, "--format", "koko", "--annotations", "a", *words] for name, words in FORMATTED.items()),
-    ["detect"],
-    ["detect", "none.png", "--labels", "cat"],
-]
-
-
-def test_what_needs_no_model_imports_nothing_heavy(tmp_path: Path) -> None:
-    """Help, lists, and names of commands, recipes and benchmarks that are misspelt: answered before torch is there."""
-    script = f"""
-import sys
-from hf_grounding_dino.cli.main import main
-heavy = "torch torchvision transformers datasets accelerate evaluate pyarrow scipy pandas gradio huggingface_hub"
-for argv in {LIGHT!r}:
-    code = main(argv)
-    print("IMPORTED", code, argv, sorted(set(heavy.split()) & set(sys.modules)))
-"""
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE.parent)}
-    result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment, cwd=tmp_path
-    )
-    lines = [line for line in result.stdout.splitlines() if line.startswith("IMPORTED")]
-    expected = [(0 if {"--help", "--list", "--version"} & set(argv) else 2, argv) for argv in LIGHT]
-    assert lines == [f"IMPORTED {code} {argv} []" for code, argv in expected]
-
-
-@pytest.mark.parametrize("face", ["module", "script"])
-def test_module_and_script(
-    model: Path, here: Path, face: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    picture(here / "a.png")
-    argv = ["a.png", "b.png", "--labels", "cat", "--model", str(model)]
-    monkeypatch.setattr(sys, "argv", [face, *(["detect"] if face == "module" else []), *argv])
-    with pytest.raises(SystemExit) as end:
-        if face == "module":
-            runpy.run_module("hf_grounding_dino", run_name="__main__")
-        else:
-            runpy.run_path(str(SOURCE.parents[1] / "scripts" / "detect.py"), run_name="__main__")
-    assert end.value.code == 1
-    assert one_line(capsys) == "b.png: no such file"
-    assert written() == ["a.json", "a.png"]
 
 
 # --- thresholds beside the model ---------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
-import hf_grounding_dino
 from evaluation.roots import coco, true_answers, write_answers, write_root
 from hf_grounding_dino.assets import NANO
 from hf_grounding_dino.cli import PROGRAM
@@ -29,7 +28,6 @@ from hf_grounding_dino.evaluation.predictions import PredictionStore
 from hf_grounding_dino.evaluation.tasks import Answer
 from training.runs import write_model
 
-SCRIPTS = Path(hf_grounding_dino.__file__).parents[2] / "scripts"
 ENVIRONMENT = {
     **{key: value for key, value in os.environ.items() if key != "ACCELERATE_USE_CPU"},
     "PYTHONPATH": os.pathsep.join(sys.path),
@@ -397,19 +395,14 @@ def test_the_list_names_every_benchmark(capsys: pytest.CaptureFixture[str]) -> N
         assert all(split.annotations[0] in out for split in benchmark.splits)
 
 
-def test_script(mine: Path, model: Path, tmp_path: Path) -> None:
-    """The report says what repeats it; beside the script, the library `evaluate` is found all the same."""
+def test_the_report_says_what_repeats_it(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "a b"
     write_answers(tmp_path / "given", {i: Answer(np.zeros((0, 4)), np.zeros(0), np.zeros(0)) for i in (7, 14, 21)})
     words = ["--annotations", str(mine), "--predictions", str(tmp_path / "given"), "--output", str(folder)]
-    done = subprocess.run(
-        [sys.executable, SCRIPTS / "evaluate.py", *words], env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(sys, "argv", [PROGRAM, "evaluate", *words])
+    assert main(sys.argv[1:]) == 0
     command = metrics(folder)["command"]
     assert command.startswith(f"{PROGRAM} evaluate --annotations {mine}") and command.endswith(f"'{folder}'")
-    beside = "import evaluate, sys; assert evaluate.Metric and evaluate is sys.modules['evaluate']"
-    assert subprocess.run([sys.executable, "-c", beside], cwd=SCRIPTS, check=False).returncode == 0
 
 
 # --- bad input ---------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import runpy
 import subprocess
 import sys
 import zipfile
@@ -187,10 +186,3 @@ def test_the_files_of_another_model_are_left_alone(
     assert one_line(capsys) == f"{tmp_path}/tokenizer.json is of another model: export into a folder of its own"
     assert (tmp_path / "tokenizer.json").read_text() == '{"of": "another"}'
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
-
-
-def test_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["export.py", "model.txt"])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(ROOT / "scripts" / "export.py"), run_name="__main__")
-    assert end.value.code == 2 and "ends in .onnx" in one_line(capsys)

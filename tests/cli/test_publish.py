@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -11,14 +9,11 @@ import pytest
 from huggingface_hub import HfApi, ModelCard, constants
 from PIL import Image
 
-import hf_grounding_dino
 from hf_grounding_dino.cli import PROGRAM
 from hf_grounding_dino.cli.main import main
 from hf_grounding_dino.publishing import publish as publishing
 from training.hub_on_loopback import OWNER, TOKEN, hub_on_loopback
 from training.published_run import write_run
-
-SCRIPTS = Path(hf_grounding_dino.__file__).parents[2] / "scripts"
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +103,3 @@ def test_mistakes_are_one_line_and_2(
     assert main(["publish", *(part.format(**places) for part in argv)]) == 2
     assert message.format(**places) in one_line(capsys)
     assert not (tmp_path / "new").exists()
-
-
-def test_script(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["publish.py", str(run), "--to", str(tmp_path / "out")])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(SCRIPTS / "publish.py"), run_name="__main__")
-    assert end.value.code == 0 and capsys.readouterr().out == f"{tmp_path / 'out'}\n"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import runpy
 import signal
 import socket
 import subprocess
@@ -19,7 +18,6 @@ import pytest
 from huggingface_hub import HfApi, constants
 from safetensors.torch import load_file, save_file
 
-import hf_grounding_dino
 from hf_grounding_dino import GroundingDinoForObjectDetection, GroundingDinoProcessor
 from hf_grounding_dino.cli import PROGRAM
 from hf_grounding_dino.cli.main import main
@@ -33,7 +31,6 @@ from training.runs import logged, write_recipe
 
 NOWHERE = "http://127.0.0.1:9"
 """Nothing listens there."""
-SCRIPTS = Path(hf_grounding_dino.__file__).parents[2] / "scripts"
 HELD_OUT = "eval=[{format: shapes, annotations: 'val?count=4&width=96&height=64'}]"
 
 
@@ -307,10 +304,3 @@ def test_mistakes_are_one_line_and_2(
     assert main(["train", *(part.format(**places) for part in argv)]) == 2
     assert message.format(**places) in one_line(capsys)
     assert not (tmp_path / "run").exists()
-
-
-def test_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["train.py", "--list"])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(SCRIPTS / "train.py"), run_name="__main__")
-    assert end.value.code == 0 and "finetune_small" in capsys.readouterr().out

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import runpy
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-import hf_grounding_dino
 from hf_grounding_dino.cli import PROGRAM
 from hf_grounding_dino.cli.main import main
 from hf_grounding_dino.data.findings import HARMLESS, group
 from hf_grounding_dino.data.records import Finding
 from hf_grounding_dino.data.shapes import write_coco, write_odvg
-
-SCRIPTS = Path(hf_grounding_dino.__file__).parents[2] / "scripts"
 
 
 def save_set(root: Path, boxes: list[list[float]], sizes: tuple[tuple[int, int], ...] = ((100, 80),)) -> Path:
@@ -151,11 +146,3 @@ def test_more_findings_of_a_reader_are_counted() -> None:
         ("empty box", 1202, [("a", "b")]),
         ("crowd", 1, [("a", "b")]),
     ]
-
-
-def test_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    path = save_set(tmp_path, [[1, 2, 3, 4]])
-    monkeypatch.setattr(sys, "argv", ["validate.py", "--format", "coco", "--annotations", str(path)])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(SCRIPTS / "validate.py"), run_name="__main__")
-    assert end.value.code == 0 and "Nothing is odd." in capsys.readouterr().out

@@ -58,10 +58,14 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
     return read
 
 
-def command_line(name: str) -> str:
-    """What repeats this run of a command; scripts are not told its name."""
-    words = sys.argv[1:]
-    return shlex.join([PROGRAM, *([] if words[:1] == [name] else [name]), *words])
+def complete_with(option: argparse.Action, names: Callable[[], list[str]]) -> None:
+    """Have the shell complete the values of an option with these names."""
+    option.completer = lambda **_: names()  # type: ignore[attr-defined]  # argcomplete's own attribute
+
+
+def command_line() -> str:
+    """What repeats this run of the program."""
+    return shlex.join([PROGRAM, *sys.argv[1:]])
 
 
 def usable_device(name: str) -> torch.device:

@@ -132,7 +132,7 @@ def _measure(bench: Bench, output: Path) -> list[Row]:
     from hf_grounding_dino.benchmark import report, runner
     from hf_grounding_dino.benchmark.plot import plot
 
-    about = report.environment(bench.device, command_line("benchmark"))
+    about = report.environment(bench.device, command_line())
     rows: list[Row] = []
     for row in runner.run(bench):
         say(report.summary(row), sys.stderr)

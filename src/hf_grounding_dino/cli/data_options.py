@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import UserError, whole_number
+from . import UserError, complete_with, whole_number
 from .model_options import add_limit_options, add_running_options
 
 if TYPE_CHECKING:
@@ -27,7 +27,10 @@ class Chosen(NamedTuple):
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that `chosen_tasks` reads."""
     count = whole_number(1)
-    parser.add_argument("benchmark", nargs="?", metavar="BENCHMARK", help="coco, lvis_minival, odinw13, ... (--list)")
+    benchmark = parser.add_argument(
+        "benchmark", nargs="?", metavar="BENCHMARK", help="coco, lvis_minival, odinw13, ... (--list)"
+    )
+    complete_with(benchmark, _benchmark_names)
     parser.add_argument("--list", action="store_true", help="show the benchmarks with the files that they need")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="of a benchmark: where its files lie")
     parser.add_argument(
@@ -127,6 +130,12 @@ def chosen_tasks(arguments: argparse.Namespace, benchmark: Benchmark | None) -> 
     if arguments.limit is not None:
         tasks = [task.first(arguments.limit) for task in tasks]
     return Chosen(tasks, benchmark)
+
+
+def _benchmark_names() -> list[str]:
+    from hf_grounding_dino.evaluation.benchmarks import BENCHMARKS, SHAPES
+
+    return [benchmark.name for benchmark in (SHAPES, *BENCHMARKS)]
 
 
 def benchmark_lines() -> list[str]:

@@ -41,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--partial", action="store_true", help="score what is answered, where some cases are not")
     parser.add_argument("--save-results", type=Path, metavar="FILE", help="write COCO results, too, for test servers")
     parser.epilog = "With --threshold or --nms, what is measured is what `detect` shows, instead of the protocol's. "
-    parser.epilog += f"On many processes: accelerate launch -m hf_grounding_dino evaluate ... `{PROGRAM} calibrate` "
+    parser.epilog += (
+        f"On many processes: accelerate launch -m hf_grounding_dino evaluate ... `{PROGRAM} tune-thresholds` "
+    )
     parser.epilog += "chooses a threshold for each label."
 
 
@@ -170,7 +172,7 @@ def _reported(
         missing=task.missing,
         unreadable=tuple(f"{one.case_id}: {one.reason}" for one in unreadable),
         published=tuple(_published(chosen.benchmark, arguments, task.name)) if chosen.benchmark else (),
-        command=command_line("evaluate"),
+        command=command_line(),
     )
     return make_report(
         task,

@@ -1,43 +1,49 @@
-"""The console command `hf-grounding-dino`: it finds the sub-command, runs it, and words its errors."""
+# PYTHON_ARGCOMPLETE_OK
+"""The console command `hf-grounding-dino`: finds the sub-command, runs it, and words its errors."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import importlib.metadata
 import io
 import logging
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 from . import PROGRAM, UserError, complain
 from .problems import in_words, limit_problem
 
-# Each name is a module beside this one.
+# Each name is a module beside this one, a hyphen an underscore there.
 COMMANDS = {
-    "detect": "find what words name in pictures, and draw it",
-    "annotate": "label pictures in bulk, as a data set of any format",
-    "validate": "say what is odd in a data set, and change nothing",
+    "detect": "find objects named by text in images, and draw them",
+    "annotate": "label many images, as a dataset of any format",
+    "validate": "check a dataset for errors; changes nothing",
     "train": "train or fine-tune a model from a recipe",
-    "publish": "publish the model of a run with its card, to a folder or the Hub",
-    "export": "write a model as one file for ONNX Runtime, OpenVINO or torch.export, and check it",
-    "convert": "make a model folder from a checkpoint of the original repository or mmdetection, or the reverse",
-    "evaluate": "measure a model by the protocols of the papers",
-    "calibrate": "choose the threshold of each label that serves best",
-    "app": "open a page to try a model on",
+    "publish": "publish a trained model with its card, to a folder or the Hub",
+    "export": "export a model to ONNX, OpenVINO or torch.export, and check the file",
+    "convert": "convert checkpoints of the original repository or mmdetection to transformers, or back",
+    "evaluate": "evaluate a model on the papers' benchmarks or on your own data",
+    "tune-thresholds": "choose the score threshold of each label on labelled images",
+    "app": "serve a web demo of a model",
     "benchmark": "time this package beside stock transformers, on the same weights",
 }
+# Still answer, and are not listed.
+OLD_NAMES = {"calibrate": "tune-thresholds"}
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+_INVALID_CHOICE = re.compile(r"invalid choice: '?(.+?)'? \(choose from (.+)\)$")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv`, by default that of the process, and give its exit code.
 
-    0: all done; 1: some pictures could not be read, the others are done; 2: an error the user can mend, on one line
+    0: all done; 1: some images could not be read, the others are done; 2: an error the user can mend, on one line
     of stderr; 130: interrupted.
     """
     _ready_streams()
@@ -70,6 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks how the line can go on
+        import argcomplete
+
+        argcomplete.autocomplete(_parser(os.environ["COMP_LINE"].split()[1:], completing=True))
+    arguments[:1] = [OLD_NAMES.get(name, name) for name in arguments[:1]]
     try:
         namespace = _parser(arguments).parse_args(arguments)
         exit_code: int = namespace.run(namespace)
@@ -80,22 +91,40 @@ def _run(arguments: list[str]) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong on one line, without the usage."""
+        """Say what is wrong on one line, without the usage, with the name that was probably meant."""
+        if choice := _INVALID_CHOICE.search(message):
+            message += did_you_mean(choice[1], choice[2].replace("'", "").split(", "))
         complain(message)
         self.exit(EXIT_USER_ERROR)
 
+    def refuse_unknown_options(self, words: Sequence[str]) -> None:
+        """Name a misspelt option before argparse misses the one that was meant."""
+        known = list(self._option_string_actions)
+        for word in words[: words.index("--") if "--" in words else None]:
+            name = word.partition("=")[0]
+            if name.startswith("--") and " " not in word and not any(option.startswith(name) for option in known):
+                self.error(f"unrecognized arguments: {word}{did_you_mean(name, known)}")
 
-def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The known name that is nearest to a misspelt one, as the end of a message; nothing where none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _parser(argv: Sequence[str], *, completing: bool = False) -> _Parser:
     """The parser; only the sub-command that `argv` names is imported."""
-    parser = _Parser(prog=PROGRAM, description="Find in pictures what words name, with Grounding DINO.")
+    parser = _Parser(prog=PROGRAM, description="Open-vocabulary object detection with Grounding DINO.")
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {_version()}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
         if name in argv[:1]:
-            module = importlib.import_module(f"{__package__}.{name}")
+            module = importlib.import_module(f"{__package__}.{name.replace('-', '_')}")
             module.add_arguments(command)
             command.set_defaults(run=module.run)
+            if not completing:
+                command.refuse_unknown_options(argv[1:])
     return parser
 
 

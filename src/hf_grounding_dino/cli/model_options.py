@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 NANO_NAME = "nano"
 DTYPES = ("float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda", "hpu", "mps", "npu", "xla", "xpu")
 CALIBRATED = "calibrated"
 _TOY = "it knows eight drawn shapes in eight colours and nothing of the world"
 NANO_ANSWERS = f"no --model: {NANO_NAME} answers, the toy model that ships; {_TOY}"
@@ -107,8 +108,21 @@ def add_running_options(parser: argparse.ArgumentParser, batch_size: int = 1) ->
         metavar="N",
         help="images that run together; it changes no answer (%(default)s)",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (%(default)s)")
+    add_device_option(parser)
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="what to compute in (%(default)s)")
+
+
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--device`, which `usable_device` reads."""
+    parser.add_argument("--device", type=_device, default="auto", help="auto, cpu, cuda, cuda:1, ... (%(default)s)")
+
+
+def _device(text: str) -> str:
+    """The name of a device; whether it is there, only torch can tell."""
+    kind, _, index = text.partition(":")
+    if kind not in DEVICES or (":" in text and not index.isdecimal()):
+        raise argparse.ArgumentTypeError(f"invalid choice: '{kind}' (choose from {', '.join(DEVICES)})")
+    return text
 
 
 def share(text: str) -> float:

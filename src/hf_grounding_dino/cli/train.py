@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from hf_grounding_dino.utils.memory import is_out_of_memory
 
-from . import PROGRAM, UserError, decide_kernel, quiet_libraries, say
+from . import PROGRAM, UserError, complete_with, decide_kernel, quiet_libraries, say
 from .pictures import check_folder
 from .problems import user_errors
 
@@ -23,7 +23,10 @@ _WORKER_DIED = re.compile(r"^DataLoader worker .*(exited unexpectedly|killed by 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `train`."""
-    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a YAML file, or the name of a recipe (see --list)")
+    recipe = parser.add_argument(
+        "recipe", metavar="RECIPE", nargs="?", help="a YAML file, or the name of a recipe (see --list)"
+    )
+    complete_with(recipe, _recipe_names)
     parser.add_argument(
         "--set",
         action="append",
@@ -38,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"On many processes: accelerate launch -m hf_grounding_dino train RECIPE, or torchrun in its place. {PROGRAM}"
         " validate looks through a data set first."
     )
+
+
+def _recipe_names() -> list[str]:
+    from hf_grounding_dino.training.recipes import recipe_names
+
+    return list(recipe_names())
 
 
 def run(arguments: argparse.Namespace) -> int:
