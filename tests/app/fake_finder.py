@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from hf_grounding_dino.inference.drawing import Box, Detection
-from hf_grounding_dino.processing.defaults import KEPT
+from hf_grounding_dino.processing.defaults import DEFAULTS
 
 SCORES = (0.9, 0.5, 0.3, 0.1)
 
@@ -17,7 +17,7 @@ SCORES = (0.9, 0.5, 0.3, 0.1)
 class CountingFinder:
     """Finds four boxes 10 pixels wide in every picture, of falling score, called by the words in turn."""
 
-    kept = KEPT
+    kept = DEFAULTS
 
     def __init__(self) -> None:
         self.calls: list[tuple[tuple[int, int], Any]] = []

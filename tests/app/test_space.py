@@ -143,7 +143,7 @@ def test_with_a_model_of_the_hub(tmp_path: Path) -> None:
     export_space(tmp_path / "space", "IDEA-Research/grounding-dino-tiny", "bfloat16")
     assert check_settings(tmp_path / "space")["models"] == ["IDEA-Research/grounding-dino-tiny"]
     app = (tmp_path / "space" / "app.py").read_text()
-    assert "load_detector('IDEA-Research/grounding-dino-tiny', dtype='bfloat16', kept=Kept(" in app
+    assert "load_detector('IDEA-Research/grounding-dino-tiny', dtype='bfloat16', kept=PostProcessing(" in app
     compile(app, "app.py", "exec")
 
 

@@ -12,11 +12,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..inference.large_vocabulary import Chunking, LabelPrompts, Scoring
+from ..inference.large_vocabulary import Chunking, LabelPrompts
 from ..models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
 from ..processing.closed_vocabulary import doubts
-from ..processing.defaults import KEPT
-from ..processing.post_processing import Detections, without_overlaps
+from ..processing.defaults import DEFAULTS, Scoring
 from ..processing.processing_grounding_dino import GroundingDinoProcessor
 from .answers import AnnotationError
 from .files import is_writable_text
@@ -37,12 +36,12 @@ class Options:
     threads: how many read ahead; None for one a core, 16 at most.
     """
 
-    threshold: float = KEPT.threshold
+    threshold: float = DEFAULTS.threshold
     thresholds: Mapping[str, float] = field(default_factory=dict)
     scoring: Scoring = "max"
-    nms: float | None = KEPT.nms
-    top_k: int | None = KEPT.top_k
-    chunk_size: int | None = KEPT.chunk_size
+    nms: float | None = DEFAULTS.nms
+    top_k: int | None = DEFAULTS.top_k
+    chunk_size: int | None = DEFAULTS.chunk_size
     batch_size: int = 4
     threads: int | None = None
 
@@ -129,9 +128,7 @@ class LabelFinder:
             self._prompts = LabelPrompts(labels, processor, Chunking(labels=options.chunk_size))
         except ValueError as error:
             raise AnnotationError(error) from error
-        per_label = [options.thresholds.get(label, options.threshold) for label in self.labels]
-        self._thresholds = torch.tensor(per_label, device=model.device)
-        self._least = min(per_label)
+        self._thresholds = [options.thresholds.get(label, options.threshold) for label in self.labels]
 
     def prepare(self, picture: Image.Image) -> Prepared:
         """As `Finder.prepare`."""
@@ -144,25 +141,16 @@ class LabelFinder:
             pixels, mask = _together(pictures)
             device = self.model.device
             encoded = self.model.encode_image(pixels.to(device), mask.to(device))
-            parts = self._prompts.ask(
+            found = self._prompts.detect(
                 self.model,
                 encoded,
                 [(one.size[1], one.size[0]) for one in pictures],
+                threshold=self._thresholds,
                 scoring=self.options.scoring,
-                threshold=self._least,
+                top_k=self.options.top_k,
+                nms_threshold=self.options.nms,
             )
-            return [self._choose(of_one) for of_one in parts]
-
-    def _choose(self, parts: Sequence[Detections]) -> Found:
-        """The boxes of a picture that are kept, of all its prompts."""
-        joined = {name: torch.cat([part[name] for part in parts]) for name in ("scores", "boxes", "labels")}
-        kept = (joined["scores"] > self._thresholds[joined["labels"]]).nonzero()[:, 0]
-        kept = kept[joined["scores"][kept].argsort(descending=True, stable=True)]
-        ranked: Detections = {name: values[kept] for name, values in joined.items()}
-        if self.options.nms is not None:
-            ranked = without_overlaps({**ranked, "text_labels": [""] * len(kept)}, self.options.nms)
-        boxes, labels, scores = (ranked[name][: self.options.top_k].tolist() for name in ("boxes", "labels", "scores"))
-        return Found(boxes, labels, scores)
+            return [Found(*(one[name].tolist() for name in ("boxes", "labels", "scores"))) for one in found]
 
 
 def _check_labels(labels: Sequence[str], options: Options) -> None:

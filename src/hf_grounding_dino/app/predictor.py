@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, Protocol
 from PIL import Image, UnidentifiedImageError
 
 from ..inference.drawing import Detection, certainty, draw_detections, scaled
-from ..processing.defaults import Kept
+from ..processing.defaults import PostProcessing
 from ..processing.image_processing_grounding_dino import read_images
 from ..processing.prompts import PromptText
 from ..utils.image_files import open_image
@@ -44,7 +44,7 @@ class Finder(Protocol):
     """What finds words in pictures, such as `commands.detect.Detector`."""
 
     @property
-    def kept(self) -> Kept:
+    def kept(self) -> PostProcessing:
         """What it keeps where a call does not say."""
         ...
 

@@ -15,7 +15,7 @@ from huggingface_hub import SpaceCardData
 
 from .. import __version__
 from ..assets import NANO
-from ..processing.defaults import KEPT, Kept
+from ..processing.defaults import DEFAULTS, PostProcessing
 from ..utils.atomic import whole_folder
 from .web import TITLE
 
@@ -29,7 +29,7 @@ _REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _APP = '''"""The page of hf-grounding-dino."""
 {imports}
 from hf_grounding_dino.cli.detect import load_detector
-from hf_grounding_dino.processing.defaults import Kept
+from hf_grounding_dino.processing.defaults import PostProcessing
 from hf_grounding_dino.app.web import make_page, start
 
 page = make_page(load_detector({model}, dtype={dtype!r}, kept={kept!r}), {note!r})
@@ -52,7 +52,7 @@ To publish this folder: `hf upload OWNER/NAME . . --repo-type space`
 
 
 def export_space(
-    folder: Path, model: str = str(NANO), dtype: str = "float32", note: str = "", kept: Kept = KEPT
+    folder: Path, model: str = str(NANO), dtype: str = "float32", note: str = "", kept: PostProcessing = DEFAULTS
 ) -> None:
     """Write the files of a Space.
 
@@ -113,7 +113,7 @@ def _all_but_model_files(folder: str, names: list[str]) -> set[str]:
     return {name for name in names if name.startswith(".") or not name.endswith(_MODEL_FILES)}
 
 
-def _files(model: str, copied: bool, dtype: str, note: str, kept: Kept) -> dict[str, str]:
+def _files(model: str, copied: bool, dtype: str, note: str, kept: PostProcessing) -> dict[str, str]:
     own = Path(model) == NANO
     card = SpaceCardData(
         title=TITLE,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from hf_grounding_dino.annotation.journal import Shard
     from hf_grounding_dino.annotation.merging import Summary
     from hf_grounding_dino.annotation.sources import PictureSource
-    from hf_grounding_dino.inference.large_vocabulary import Scoring
+    from hf_grounding_dino.processing.defaults import Scoring
     from hf_grounding_dino.processing.thresholds import Thresholds
 
 FORMATS = ("coco", "odvg", "yolo", "voc", "labelme", "label-studio")

@@ -11,7 +11,14 @@ from hf_grounding_dino.assets import NANO
 
 from . import UserError, complain, quiet_libraries, say, whole_number
 from .detect import load_detector
-from .model_options import NANO_ANSWERS, add_kept_options, add_model_option, add_running_options, kept_of, named_model
+from .model_options import (
+    NANO_ANSWERS,
+    add_kept_options,
+    add_model_option,
+    add_running_options,
+    named_model,
+    post_processing_of,
+)
 from .problems import system_reason
 
 _NANO_NOTE = "The model here is a small one that knows eight drawn shapes in eight colours, and nothing else."
@@ -47,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _serve(arguments: argparse.Namespace, model: str) -> int:
     from hf_grounding_dino.app.web import make_page, start
 
-    detector = load_detector(model, arguments.device, arguments.dtype, kept_of(arguments))
+    detector = load_detector(model, arguments.device, arguments.dtype, post_processing_of(arguments))
     page = make_page(detector, _note(model))
     try:
         address = start(page, host=arguments.host, port=arguments.port, share=arguments.share)
@@ -68,7 +75,7 @@ def _export(arguments: argparse.Namespace, model: str) -> int:
     if Path(model).is_dir():
         load_detector(model, "cpu", arguments.dtype)  # what is refused here would end the Space at its start
     try:
-        note, kept = _note(model), kept_of(arguments)
+        note, kept = _note(model), post_processing_of(arguments)
         export_space(arguments.export_space, model, arguments.dtype, note, kept)
     except ValueError as error:
         raise UserError(error) from error

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from hf_grounding_dino.assets import DEMO_IMAGE, DEMO_LABELS
 from hf_grounding_dino.inference.drawing import Detection, certainty, draw_detections
-from hf_grounding_dino.processing.defaults import KEPT, Kept
+from hf_grounding_dino.processing.defaults import DEFAULTS, PostProcessing
 from hf_grounding_dino.utils.printable import printable
 
 from . import UserError, complain, quiet_libraries, say, usable_device
@@ -26,8 +26,8 @@ from .model_options import (
     add_running_options,
     calibrated_thresholds,
     check_prompt,
-    kept_of,
     named_model,
+    post_processing_of,
 )
 from .pictures import encoded, find_pictures, make_folder, name_results, own_name, read_picture, write_file
 from .problems import hub_problem, limit_problem
@@ -54,7 +54,7 @@ class Detector:
 
     model: GroundingDinoForObjectDetection
     processor: GroundingDinoProcessor
-    kept: Kept = KEPT
+    kept: PostProcessing = DEFAULTS
 
     def detect(
         self,
@@ -163,7 +163,9 @@ def one_prompt(labels: Sequence[str] | None, caption: str | None) -> PromptText:
     return list(labels) if labels is not None else str(caption)
 
 
-def load_detector(model: str | Path, device: str = "auto", dtype: str = "float32", kept: Kept = KEPT) -> Detector:
+def load_detector(
+    model: str | Path, device: str = "auto", dtype: str = "float32", kept: PostProcessing = DEFAULTS
+) -> Detector:
     """Load a model and its processor for detection.
 
     Args:
@@ -238,7 +240,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("; ".join(problems))
     make_folder(arguments.output)
     with quiet_libraries():
-        detector = load_detector(model, arguments.device, arguments.dtype, kept_of(arguments))
+        detector = load_detector(model, arguments.device, arguments.dtype, post_processing_of(arguments))
         if arguments.model is None:
             complain(NANO_ANSWERS)
         check_prompt(prompt, detector)

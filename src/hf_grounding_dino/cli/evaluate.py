@@ -17,7 +17,7 @@ from hf_grounding_dino.utils.printable import printable
 from . import PROGRAM, UserError, command_line, complain, quiet_libraries, say
 from .asking import Asked, ask, detector_for, join_processes, results_path
 from .data_options import Chosen, add_data_options, benchmark_lines, chosen_tasks, named_benchmark
-from .model_options import NANO_ANSWERS, add_model_option, add_threshold_options, kept_of, named_model
+from .model_options import NANO_ANSWERS, add_model_option, add_threshold_options, named_model, post_processing_of
 from .pictures import check_folder
 from .problems import user_errors
 
@@ -120,7 +120,7 @@ def _asked_as_detect_asks(task: CaseTask, arguments: argparse.Namespace) -> Case
         raise UserError("--threshold and --nms are for asking a model, and change nothing about --predictions")
     if not isinstance(task.ask, LabelAsker):
         raise UserError(f"{task.name} has sentences instead of labels: there is no threshold and no --nms")
-    return replace(task, ask=replace(task.ask, kept=kept_of(arguments)))
+    return replace(task, ask=replace(task.ask, kept=post_processing_of(arguments)))
 
 
 def _folder(task: CaseTask, chosen: Chosen, arguments: argparse.Namespace) -> Path:
@@ -192,7 +192,7 @@ def _protocol(store: Any) -> Mapping[str, Any]:
 def _counting(chosen: Chosen, arguments: argparse.Namespace) -> dict[str, Any]:
     counting: dict[str, Any] = {"score_threshold": "none", "nms": "none"}
     if arguments.threshold is not None or arguments.nms is not None:
-        kept = kept_of(arguments)
+        kept = post_processing_of(arguments)
         counting = {"score_threshold": kept.threshold, "nms": "none" if kept.nms is None else kept.nms}
     if arguments.mmdet_compatible:
         counting["counted"] = "as mmdetection does"

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from hf_grounding_dino.assets import NANO
-from hf_grounding_dino.processing.defaults import KEPT, Kept
+from hf_grounding_dino.processing.defaults import DEFAULTS, PostProcessing
 
 from . import UserError, complain, whole_number
 
@@ -67,19 +67,19 @@ def add_threshold_options(parser: argparse.ArgumentParser, *, calibrated: bool, 
     parser.add_argument(
         "--threshold",
         type=share_or_calibrated if calibrated else share,
-        default=None if by_protocol else KEPT.threshold,
-        help=f"keep boxes that score above it, from 0 to 1 ({shown.format(KEPT.threshold)}){beside}",
+        default=None if by_protocol else DEFAULTS.threshold,
+        help=f"keep boxes that score above it, from 0 to 1 ({shown.format(DEFAULTS.threshold)}){beside}",
     )
     parser.add_argument(
         "--text-threshold",
         type=share,
-        default=KEPT.text_threshold,
+        default=DEFAULTS.text_threshold,
         help="of a caption: a box is called by the words that score above it (%(default)s)",
     )
     parser.add_argument(
         "--nms",
         type=share,
-        default=KEPT.nms,
+        default=DEFAULTS.nms,
         metavar="IOU",
         help="of two boxes of one label that overlap by more, keep the better (off)",
     )
@@ -87,11 +87,11 @@ def add_threshold_options(parser: argparse.ArgumentParser, *, calibrated: bool, 
 
 def add_limit_options(parser: argparse.ArgumentParser, *, by_protocol: bool) -> None:
     """Add `--top-k` and `--chunk-size`."""
-    shown = "as the protocol has it" if by_protocol else str(KEPT.top_k)
+    shown = "as the protocol has it" if by_protocol else str(DEFAULTS.top_k)
     parser.add_argument(
         "--top-k",
         type=whole_number(1),
-        default=None if by_protocol else KEPT.top_k,
+        default=None if by_protocol else DEFAULTS.top_k,
         metavar="K",
         help=f"the most boxes of an image ({shown})",
     )
@@ -141,13 +141,13 @@ def share_or_calibrated(text: str) -> float | str:
     return text if text == CALIBRATED else share(text)
 
 
-def kept_of(arguments: argparse.Namespace) -> Kept:
+def post_processing_of(arguments: argparse.Namespace) -> PostProcessing:
     """What the options say, but for a threshold that is calibrated."""
-    return Kept(
-        threshold=KEPT.threshold if arguments.threshold in (None, CALIBRATED) else arguments.threshold,
+    return PostProcessing(
+        threshold=DEFAULTS.threshold if arguments.threshold in (None, CALIBRATED) else arguments.threshold,
         text_threshold=arguments.text_threshold,
         nms=arguments.nms,
-        top_k=arguments.top_k or KEPT.top_k,
+        top_k=arguments.top_k or DEFAULTS.top_k,
         chunk_size=arguments.chunk_size,
     )
 

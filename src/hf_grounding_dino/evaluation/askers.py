@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..inference.large_vocabulary import PROMPT_TOKENS, Chunking, detect
 from ..models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
-from ..processing.defaults import Kept
+from ..processing.defaults import PostProcessing
 from ..processing.post_processing import boxes_in_image, class_detections, image_sizes, warn_of_broken
 from ..processing.processing_grounding_dino import GroundingDinoProcessor
 from ..processing.prompts import EncodedPrompt, Span, closed_caption, encode_caption, span_token_mask
@@ -54,7 +54,7 @@ class LabelAsker:
     each_ranked: bool = False
     asked: Mapping[CaseId, tuple[int, ...]] | None = None
     prompts_at_once: int = _PROMPTS_AT_ONCE
-    kept: Kept | None = None
+    kept: PostProcessing | None = None
 
     @property
     def protocol(self) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""Any number of labels on one picture: prompts of whole labels, one pass of the image backbone, one ranking."""
+"""Any number of labels on one image: prompts of whole labels, one pass of the image backbone, one ranking."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -12,12 +12,12 @@ from transformers.image_utils import ChannelDimension
 
 from ..models.grounding_dino.encoded_image import EncodedImage
 from ..models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
+from ..processing.defaults import Scoring
 from ..processing.image_processing_grounding_dino import read_images
 from ..processing.post_processing import Detections, checked_top_k, without_overlaps
 from ..processing.processing_grounding_dino import GroundingDinoProcessor
 from ..processing.prompts import NO_PHRASE, encode_labels, label_list, phrase_numbers, quoted, special_token_ids
-
-Scoring = Literal["mean", "max"]
+from ..processing.thresholds import above_thresholds
 
 PROMPT_TOKENS = 256
 """How many tokens a prompt has at most in the training of the family's checkpoints."""
@@ -76,7 +76,7 @@ class Chunking(NamedTuple):
 
     tokens: the most tokens of a prompt; None for one prompt of all labels, however long.
     labels: the most labels of a prompt, as the papers count; None for no limit but `tokens`.
-    batch: how many prompts of each picture run at a time.
+    batch: how many prompts of each image run at a time.
     each_ranked: let each prompt keep the best detections of its own, instead of all prompts in one ranking.
     """
 
@@ -90,7 +90,7 @@ _BY_TOKENS = Chunking()
 
 
 class LabelPrompts:
-    """A list of labels as prompts of whole labels, tokenized once, to be asked of any pictures.
+    """A list of labels as prompts of whole labels, tokenized once, to be asked of any images.
 
     Attributes:
         labels: what is looked for, in order.
@@ -107,29 +107,62 @@ class LabelPrompts:
         if chunking.batch < 1:
             raise ValueError(f"chunking.batch={chunking.batch}: give 1 or more.")
         self.labels: list[str] = label_list(labels)
-        self._processor = processor
+        self._processor, self._each_ranked = processor, chunking.each_ranked
         chunks = chunk_labels(self.labels, processor.tokenizer, chunking.tokens, chunking.labels)
         self._groups = [chunks[first : first + chunking.batch] for first in range(0, len(chunks), chunking.batch)]
         self._words = [processor(text=[self.labels[chunk] for chunk in group]) for group in self._groups]
 
-    def ask(
+    def detect(
         self,
         model: GroundingDinoForObjectDetection,
         encoded: EncodedImage,
         sizes: Sequence[tuple[int, int]],
         *,
-        scoring: Scoring,
-        threshold: float,
-        top_k: int | None = None,
+        threshold: float | Sequence[float] = 0.0,
+        top_k: int | None = 300,
+        scoring: Scoring = "mean",
+        nms_threshold: float | None = None,
         one_label_per_box: bool = False,
-    ) -> list[list[Detections]]:
-        """What each prompt finds in each picture: the options are those of `detect`.
+    ) -> list[Detections]:
+        """What is found in each image: options and results are those of the function `detect`.
 
         Args:
             model: the detector, in eval mode.
-            encoded: what `model.encode_image` made of the pictures.
+            encoded: what `model.encode_image` made of the images.
             sizes: (height, width) of each, in pixels.
+            threshold: one for all labels, or one for each.
+            top_k: counted once the thresholds and the suppression of overlaps have been applied.
         """
+        least = [threshold] if isinstance(threshold, int | float) else list(threshold)
+        # Boxes that compete with no others than those of their own score need not leave the device.
+        ranked_alone = self._each_ranked or (nms_threshold is None and len(set(least)) == 1)
+        found = self._each_prompt(
+            model, encoded, sizes, scoring, min(least), top_k if ranked_alone else None, one_label_per_box
+        )
+        if self._each_ranked:
+            found = [[_merge([part], top_k) for part in parts] for parts in found]
+            top_k = None
+        results = []
+        for parts in found:
+            merged = _merge(parts, top_k if ranked_alone else None)
+            if len(set(least)) > 1:
+                merged = above_thresholds(merged, least)
+            if nms_threshold is not None:
+                merged = without_overlaps(merged, nms_threshold)
+            results.append(merged if top_k is None else {name: values[:top_k] for name, values in merged.items()})
+        return results
+
+    def _each_prompt(
+        self,
+        model: GroundingDinoForObjectDetection,
+        encoded: EncodedImage,
+        sizes: Sequence[tuple[int, int]],
+        scoring: Scoring,
+        threshold: float,
+        top_k: int | None,
+        one_label_per_box: bool,
+    ) -> list[list[Detections]]:
+        """What each prompt finds in each image."""
         if scoring not in get_args(Scoring):
             raise ValueError(f"scoring={scoring!r}: one of {', '.join(map(repr, get_args(Scoring)))} is possible.")
         post_process: Callable[..., list[Detections]] = self._processor.post_process_grounded_object_detection
@@ -160,14 +193,14 @@ def detect(
     images: Any,
     labels: Iterable[str],
     *,
-    threshold: float = 0.0,
+    threshold: float | Sequence[float] = 0.0,
     top_k: int | None = 300,
     scoring: Scoring = "mean",
     chunking: Chunking = _BY_TOKENS,
     nms_threshold: float | None = None,
     one_label_per_box: bool = False,
 ) -> list[Detections]:
-    """Find any number of labels in pictures.
+    """Find any number of labels in images.
 
     More labels than one prompt holds are divided between prompts, never inside a label. The image backbone runs once
     for all of them, and all compete in one ranking unless `chunking.each_ranked`. Where one prompt holds all, this
@@ -176,10 +209,10 @@ def detect(
     Args:
         model: the detector, where it is to run, in eval mode.
         processor: its processor.
-        images: pictures as the processor takes them, one or a list.
+        images: images as the processor takes them, one or a list.
         labels: what to look for, in all of them.
-        threshold: the least score, exclusive.
-        top_k: how many detections to keep of each picture, or of each of its prompts; None keeps all.
+        threshold: the least score, exclusive; one for all labels, or one for each.
+        top_k: how many detections to keep of each image, or of each of its prompts; None keeps all.
         scoring: "mean", as the benchmarks have it: a pair of box and class scores as the mean of its tokens. "max",
             as demonstrations have it: each box has its best class alone, and scores as the best token.
         chunking: how many labels a prompt holds, how many prompts run together, and whether they compete.
@@ -187,43 +220,39 @@ def detect(
         one_label_per_box: leave each box of a prompt its best class only; always so for "max".
 
     Returns:
-        For each picture, by falling score: `scores (k,)`, `boxes (k, 4)` as (x0, y0, x1, y1) in pixels, clipped to the
-        picture, `text_labels` a list of k strings, and `labels (k,)`, indices into `labels`.
+        For each image, by falling score: `scores (k,)`, `boxes (k, 4)` as (x0, y0, x1, y1) in pixels, clipped to the
+        image, `text_labels` a list of k strings, and `labels (k,)`, indices into `labels`.
 
     Raises:
-        ValueError: as `chunk_labels`; a picture cannot be read; or an option is out of its range.
+        ValueError: as `chunk_labels`; an image cannot be read; or an option is out of its range.
     """
     checked_top_k(top_k)
     prompts = LabelPrompts(labels, processor, chunking)
-    pictures = read_images(images)
-    pixels = processor.image_processor(pictures, input_data_format=ChannelDimension.FIRST).to(model.device)
+    pixels = read_images(images)
+    inputs = processor.image_processor(pixels, input_data_format=ChannelDimension.FIRST).to(model.device)
     with torch.no_grad():
-        encoded = model.encode_image(**pixels)
-    found = prompts.ask(
+        encoded = model.encode_image(**inputs)
+    return prompts.detect(
         model,
         encoded,
-        [(picture.shape[1], picture.shape[2]) for picture in pictures],
-        scoring=scoring,
+        [(image.shape[1], image.shape[2]) for image in pixels],
         threshold=threshold,
         top_k=top_k,
+        scoring=scoring,
+        nms_threshold=nms_threshold,
         one_label_per_box=one_label_per_box,
     )
-    if chunking.each_ranked:
-        found = [[_merge([part], top_k, None) for part in parts] for parts in found]
-        top_k = None
-    return [_merge(parts, top_k, nms_threshold) for parts in found]
 
 
-def _merge(parts: Sequence[Detections], top_k: int | None, nms_threshold: float | None) -> Detections:
-    """One ranking of what the prompts of a picture found."""
+def _merge(parts: Sequence[Detections], top_k: int | None) -> Detections:
+    """One ranking of what the prompts of an image found."""
     scores = torch.cat([part["scores"] for part in parts])
     # Stable, so that a single prompt keeps the order that the processor gave it.
     order = scores.argsort(descending=True, stable=True)[:top_k]
     names = [name for part in parts for name in part["text_labels"]]
-    merged = {
+    return {
         "scores": scores[order],
         "boxes": torch.cat([part["boxes"] for part in parts])[order],
         "text_labels": [names[i] for i in order.tolist()],
         "labels": torch.cat([part["labels"] for part in parts])[order],
     }
-    return merged if nms_threshold is None else without_overlaps(merged, nms_threshold)

@@ -20,13 +20,14 @@ from transformers import ZeroShotObjectDetectionPipeline
 from ..models.grounding_dino.configuration_grounding_dino import as_own_config
 from ..models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
 from ..processing.closed_vocabulary import doubts
+from ..processing.defaults import Scoring
 from ..processing.image_processing_grounding_dino import read_images, upright
 from ..processing.post_processing import Detections, checked_top_k, listed
 from ..processing.processing_grounding_dino import GroundingDinoProcessor
 from ..processing.prompts import label_list
 from ..processing.thresholds import CALIBRATED, Thresholds, above_thresholds, threshold_per_label
 from ..utils.hub import hub_options
-from .large_vocabulary import PROMPT_TOKENS, Chunking, Scoring, detect
+from .large_vocabulary import PROMPT_TOKENS, Chunking, detect
 
 DEFAULT_THRESHOLD = 0.1
 
