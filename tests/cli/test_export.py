@@ -75,16 +75,15 @@ def test_onnx_runtime_equals_the_model(folder: Path, exported: Path, case: str) 
 
 
 def test_it_runs_where_torch_cannot_be_imported(folder: Path, exported: Path, tmp_path: Path) -> None:
-    """The program of docs/run_onnx.md finds what the processor and the model find: scores to 1e-3, boxes to a pixel."""
-    (code,) = re.findall(
-        r"```python title=\"find.py\"\n(.*?)```", (ROOT / "docs" / "run_onnx.md").read_text(), re.DOTALL
-    )
-    (tmp_path / "find.py").write_text(code)
+    """The program of docs/export.md finds what the processor and the model find: scores to 1e-3, boxes to a pixel."""
+    page = (ROOT / "docs" / "export.md").read_text()
+    (code,) = re.findall(r"```python title=\"detect_onnx.py\"\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "detect_onnx.py").write_text(code)
     picture = Image.open(DEMO_IMAGE).convert("RGB")
     photo, labels = tmp_path / "photo.png", ["Red square", "cyan ring", "ring"]
     for size in (picture.size, (180, 300), (300, 96)):
         picture.resize(size).save(photo)
-        argv = [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path / "find.py")]
+        argv = [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path / "detect_onnx.py")]
         done = subprocess.run([*argv, str(exported), str(photo), *labels], capture_output=True, text=True, check=True)
         rows = [line.split("  ") for line in done.stdout.splitlines()]
         assert len(rows) == 10
