@@ -162,7 +162,9 @@ def check_unrun(snippet: Snippet, patch: pytest.MonkeyPatch) -> None:
     for _, words in commands_of(snippet) if snippet.language == "shell" else ():
         own = own_command(words)
         if own is not None:
-            patch.setattr(importlib.import_module(f"hf_grounding_dino.cli.{own[0]}"), "run", lambda _: 0)
+            patch.setattr(
+                importlib.import_module(f"hf_grounding_dino.cli.{own[0].replace('-', '_')}"), "run", lambda _: 0
+            )
             assert main(own) == 0, " ".join(words)
 
 
