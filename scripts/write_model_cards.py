@@ -87,7 +87,7 @@ processor = AutoProcessor.from_pretrained(name)
 
 ## Published numbers
 
-In percent. **None of them was run by us.** "Saw the data" means that the training part of the benchmark or its pictures
+In percent. **None of them was run by us.** "Saw the data" means that the training part of the benchmark or its images
 were in training; "fine-tuned" is a model that was trained further on the benchmark.
 
 | benchmark | published | source | mark | run by us |

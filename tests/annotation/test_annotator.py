@@ -212,7 +212,7 @@ def test_bad_pictures_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [line["picture"] for line in lines] == ["bomb.png", "cut.png", "text.jpg"]
     assert "exceeds limit" in lines[0]["problem"]
     assert lines[1]["problem"]
-    assert lines[2]["problem"] == "it is not a picture"
+    assert lines[2]["problem"] == "it is not an image"
     assert summary.problems == [(line["picture"], line["problem"]) for line in lines]
     images = json.loads((tmp_path / "out/annotations.json").read_text())["images"]
     assert [(image["id"], image["file_name"]) for image in images] == [

@@ -15,7 +15,7 @@ from annotation.fake_annotation import label
 from hf_grounding_dino.annotation.answers import AnnotationError
 from hf_grounding_dino.annotation.files import name_problem
 from hf_grounding_dino.annotation.sources import FileSource, TableSource, TarSource, open_table
-from hf_grounding_dino.data.images import open_picture, remote_content
+from hf_grounding_dino.data.images import load_image, remote_content
 from odd_server import odd_server
 
 EVIL = ["../../x.jpg", "/x.jpg", "a/../../x.jpg", "..\\x.jpg", "C:\\x.jpg", ".annotate/run.jpg", "a\nb.jpg"]
@@ -39,7 +39,7 @@ def tar(path: Path, members: dict[str, bytes]) -> Path:
 
 def reds(source: FileSource | TarSource | TableSource) -> dict[str, int]:
     """The red of each picture, by its name."""
-    pictures = (open_picture(source.picture(i)) for i in range(len(source.names)))
+    pictures = (load_image(source.picture(i)) for i in range(len(source.names)))
     return {name: one.getpixel((0, 0))[0] for name, one in zip(source.names, pictures, strict=True)}  # type: ignore[index]
 
 

@@ -224,7 +224,7 @@ def test_rows_that_name_what_lies_elsewhere(
 def test_bad_pictures(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("in/bad.png").write_text("no picture")
     assert annotate(model, "--images", "in") == 1
-    assert one_line(capsys) == "bad.png: it is not a picture"
+    assert one_line(capsys) == "bad.png: it is not an image"
     assert json.loads(Path("out/problems.jsonl").read_text())["picture"] == "bad.png"
     assert main(["annotate", "--images", "in/bad.png", "--labels", "cat", "--model", str(model), "--output", "o"]) == 2
 

@@ -373,7 +373,7 @@ def test_missing_and_unreadable_pictures(
     assert "1 picture is missing: 0001.png." in said and "1 picture is unreadable: 21: " in said
     content = metrics(tmp_path / "report")
     assert (content["counts"]["cases"], content["counts"]["answered"], content["missing"]) == (3, 2, ["0001.png"])
-    assert content["unreadable"] == ["21: it is not a picture"]
+    assert content["unreadable"] == ["21: it is not an image"]
 
 
 def test_words_for_labels(mine: Path, model: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from hf_grounding_dino.data.shapes import write_coco, write_odvg
 
 
 def save_set(root: Path, boxes: list[list[float]], sizes: tuple[tuple[int, int], ...] = ((100, 80),)) -> Path:
-    """A COCO set whose pictures are 100 x 80; all boxes are in the first, `sizes` are what the file states."""
+    """A COCO set whose images are 100 x 80; all boxes are in the first, `sizes` are what the file states."""
     root.mkdir(exist_ok=True)
     for i in range(len(sizes)):
         Image.new("RGB", (100, 80)).save(root / f"{i}.png")
@@ -45,7 +45,7 @@ def test_a_clean_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert validate(save_set(tmp_path, [[1, 2, 3, 4]])) == 0
     printed = capsys.readouterr()
     lines = [" ".join(line.split()) for line in printed.out.splitlines()]
-    assert lines[-1] == "Nothing is odd." and {"pictures 1", "boxes 1", "labels 1", "without boxes 0"} <= set(lines)
+    assert lines[-1] == "Nothing is odd." and {"images 1", "boxes 1", "labels 1", "without boxes 0"} <= set(lines)
     assert printed.err == ""
 
 
@@ -53,11 +53,11 @@ def test_harmless_findings_end_with_0(tmp_path: Path, capsys: pytest.CaptureFixt
     code, report = validate_json(capsys, save_set(tmp_path, [[1, 2, 3, 4]], ((100, 80), (100, 80))))
     assert code == 0 and not report["loses_data"]
     assert [(finding["kind"], finding["count"]) for finding in report["findings"]] == [("no boxes", 1)]
-    assert report["pictures"] == 2 and report["without_boxes"] == 1
+    assert report["images"] == 2 and report["without_boxes"] == 1
 
 
 def test_what_loses_data_ends_with_1_and_stands_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """25 boxes leave the picture to the right, each at another height; of these a reader keeps some and counts all."""
+    """25 boxes leave the image to the right, each at another height; of these a reader keeps some and counts all."""
     boxes: list[list[float]] = [[90, i, 20, 10] for i in range(25)]
     code, report = validate_json(
         capsys, save_set(tmp_path, [*boxes, [200, 1, 5, 5]], ((100, 80), (100, 80))), "--examples", "2"
@@ -87,7 +87,7 @@ def test_captions_instead_of_labels(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 class TestDecode:
-    def test_pictures_that_cannot_be_read_or_have_another_size(
+    def test_images_that_cannot_be_read_or_have_another_size(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         path = save_set(tmp_path, [[1, 2, 3, 4]], ((100, 80), (100, 80), (80, 100)))

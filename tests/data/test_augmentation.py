@@ -1,4 +1,4 @@
-"""Flipped, cut and resized pictures: boxes stay on what they bound, and words on what is true."""
+"""Flipped, cut and resized images: boxes stay on what they bound, and words on what is true."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PAINT = [((255, 0, 0), (20, 30, 120, 200)), ((0, 255, 0), (300, 40, 610, 90)), (
 
 
 def fixed(**changes: object) -> AugmentationSettings:
-    """Nothing is flipped, cut or resized (of a picture with a short side of 100) unless a change says so."""
+    """Nothing is flipped, cut or resized (of an image with a short side of 100) unless a change says so."""
     given: dict[str, object] = {"flip": 0.0, "crop": 0.0, "short_sides": (100,), "longest_side": 100_000}
     return AugmentationSettings(**(given | changes))
 
@@ -63,7 +63,7 @@ def gradient(width: int, height: int) -> Image.Image:
 # --- boxes stay on what they bound -------------------------------------------------------------------------------
 
 
-def test_boxes_bound_the_paint_in_every_picture_that_is_drawn() -> None:
+def test_boxes_bound_the_paint_in_every_image_that_is_drawn() -> None:
     """A pixel is painted where its color is more than half; its rectangle lies within 1.5 pixels of the box."""
     image, boxes = painted()
     augmentation = Augmentation(AugmentationSettings())
@@ -92,7 +92,7 @@ def test_the_short_side_has_one_of_eleven_lengths() -> None:
 
 
 def test_flipping_exchanges_the_sides_of_a_box() -> None:
-    """In a picture 200 wide, x from 30 to 50 becomes 150 to 170."""
+    """In an image 200 wide, x from 30 to 50 becomes 150 to 170."""
     result = augment(fixed(flip=1.0), boxes=[[30, 10, 50, 40]])
     assert result.boxes.tolist() == [[150, 10, 170, 40]]
 
@@ -130,7 +130,7 @@ def test_resizing_scales_each_side_by_what_it_really_becomes() -> None:
 def test_the_long_side_has_a_limit(size: tuple[int, int], expected: tuple[int, int]) -> None:
     """640 * 800 / 480 = 1066.7; 2000 x 500 would be 3200 wide, so it is 1333 wide and 500 * 1333 / 2000 = 333.25 high.
 
-    A picture 20,000 high and 3 wide keeps a width of 1.
+    An image 20,000 high and 3 wide keeps a width of 1.
     """
     assert resized_size(size, 800, 1333) == expected
 
@@ -138,7 +138,7 @@ def test_the_long_side_has_a_limit(size: tuple[int, int], expected: tuple[int, i
 def test_a_cut_moves_clips_and_drops_boxes() -> None:
     """200 x 100 is doubled, then a part of 100 x 100 is cut out at a place found by a mark, then shrunk by half.
 
-    The box around everything becomes the whole picture; each of 8 boxes of 20 x 20 is left where the part has some of
+    The box around everything becomes the whole image; each of 8 boxes of 20 x 20 is left where the part has some of
     it, and what is left of it starts at (2 x - cut) / 2.
     """
     given = [[0, 0, 200, 100], *([x, 40, x + 20, 60] for x in range(0, 200, 25))]
@@ -167,7 +167,7 @@ def test_a_cut_moves_clips_and_drops_boxes() -> None:
     assert len(places) > 15
 
 
-def test_a_part_is_as_large_as_the_range_and_the_picture_allow() -> None:
+def test_a_part_is_as_large_as_the_range_and_the_image_allow() -> None:
     """Of 200 x 100, sides from 60 to 120: the width is anything from 60 to 120, the height from 60 to 100.
 
     Colors rise by one with each column and row, so those of opposite corners tell the size of the part.
@@ -185,7 +185,7 @@ def test_a_part_is_as_large_as_the_range_and_the_picture_allow() -> None:
     assert 98 <= heights.max() <= 101
 
 
-def test_boxes_end_where_the_picture_does() -> None:
+def test_boxes_end_where_the_image_does() -> None:
     assert augment(fixed(), boxes=[[-5, 10, 50, 150], [210, 0, 220, 50]]).boxes.tolist() == [[0, 10, 50, 100]]
 
 
@@ -196,7 +196,7 @@ def test_before_a_part_is_cut_the_long_side_has_its_own_limit() -> None:
 
 
 def test_a_box_that_is_cut_away_goes_with_its_spans() -> None:
-    """Of a box at the left end and one at the right end of a long picture a part of 100 x 100 has at most one."""
+    """Of a box at the left end and one at the right end of a long image a part of 100 x 100 has at most one."""
     cut = fixed(crop=1.0, crop_short_sides=(100,), crop_size=(100, 100))
     boxes, spans = [[0, 0, 50, 100], [950, 0, 1000, 100]], [[(0, 5)], [(10, 15)]]
     counts = set()
@@ -219,34 +219,34 @@ def test_boxes_too_small_to_see_are_dropped() -> None:
 
 @given(width=st.integers(1, 40), height=st.integers(1, 40), seed=st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
-def test_a_picture_of_any_size_stays_one(width: int, height: int, seed: int) -> None:
+def test_an_image_of_any_size_stays_one(width: int, height: int, seed: int) -> None:
     small = AugmentationSettings().scaled(20, 33)
     result = augment(small, (width, height), [[0, 0, width, height]], seed)
     assert min(result.image.size) >= 1
     assert max(result.image.size) <= 33
     end = torch.tensor(result.image.size)
     assert torch.allclose(result.boxes, torch.tensor([[0.0, 0, *result.image.size]]))
-    assert (result.boxes[0, 2:] <= end).all(), "rounding leaves no box beyond the picture"
+    assert (result.boxes[0, 2:] <= end).all(), "rounding leaves no box beyond the image"
 
 
-def test_the_same_random_numbers_give_the_same_picture() -> None:
+def test_the_same_random_numbers_give_the_same_image() -> None:
     """Nothing global is drawn from, and what was given is not changed."""
     image, boxes = painted()
     before = (image.tobytes(), boxes.clone())
     augmentation = Augmentation(AugmentationSettings())
-    pictures = set()
+    images = set()
     for seed in range(8):
         first, second = (augmentation(image, boxes, np.random.default_rng(seed)) for _ in range(2))
         torch.manual_seed(seed)
         assert first.image.tobytes() == second.image.tobytes()
         assert torch.equal(first.boxes, second.boxes)
-        pictures.add(first.image.tobytes())
-    assert len(pictures) == 8
+        images.add(first.image.tobytes())
+    assert len(images) == 8
     assert (image.tobytes(), boxes.tolist()) == (before[0], before[1].tolist())
 
 
 def test_half_are_flipped_and_half_are_cut() -> None:
-    """A mark at the left end tells flips; of 400 pictures 200 are flipped, with a deviation of 10."""
+    """A mark at the left end tells flips; of 400 images 200 are flipped, with a deviation of 10."""
     results = [augment(fixed(flip=0.5), boxes=[[0, 0, 10, 100]], seed=seed) for seed in range(400)]
     assert abs(sum(r.boxes[0, 0] > 0 for r in results) - 200) < 40
     cut = fixed(crop=0.5, crop_short_sides=(100,), crop_size=(50, 60))
@@ -339,7 +339,7 @@ def test_spans_move_with_their_words() -> None:
     assert said == [["a right cat", "a red dog"], ["left bus"], ["left", "a pen"], ["a", "a right"]]
 
 
-def test_a_span_that_ends_inside_the_word_keeps_the_picture_as_it_is() -> None:
+def test_a_span_that_ends_inside_the_word_keeps_the_image_as_it_is() -> None:
     assert exchanged_sides("the left cat", (((0, 6),),)) is None
     assert exchanged_sides("the leftmost cat", (((0, 8),),)) == ("the rightmost cat", (((0, 9),),))
 

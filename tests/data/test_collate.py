@@ -1,4 +1,4 @@
-"""Batches for training: boxes relative to each picture, words at the right tokens."""
+"""Batches for training: boxes relative to each image, words at the right tokens."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def make_processor() -> GroundingDinoProcessor:
     return GroundingDinoProcessor(GroundingDinoImageProcessor(size=size), build_tokenizer(VOCABULARY))
 
 
-def test_boxes_are_relative_to_each_picture_whatever_its_neighbour() -> None:
-    """A box over the left half of a 100 x 50 picture is (0.25, 0.5, 0.5, 1), next to a picture twice as high too."""
+def test_boxes_are_relative_to_each_image_whatever_its_neighbour() -> None:
+    """A box over the left half of a 100 x 50 image is (0.25, 0.5, 0.5, 1), next to an image twice as high too."""
     wide = {
         "image": Image.new("RGB", (100, 50)),
         "text": ["red circle"],
@@ -36,7 +36,7 @@ def test_boxes_are_relative_to_each_picture_whatever_its_neighbour() -> None:
 
 
 def test_plain_lists_and_a_photograph_on_its_side() -> None:
-    """As people write items: lists, no number. The picture is taken as it lies, and so is its box, the left half."""
+    """As people write items: lists, no number. The image is taken as it lies, and so is its box, the left half."""
     turned = Image.new("RGB", (100, 50))
     turned.getexif()[ExifTags.Base.Orientation] = 6
     item = {"image": turned, "text": ["red circle"], "boxes": [[0, 0, 50, 50]], "class_labels": [0]}
@@ -80,8 +80,8 @@ def test_a_phrase_may_hold_delimiters(caption: str) -> None:
     assert torch.equal(target.tokens_GT, numbers >= 0)
 
 
-def test_pictures_that_have_their_size_keep_it() -> None:
-    """A 100 x 70 picture becomes 91 x 64 with a short side of 64, and stays as it is where `resize` is off."""
+def test_images_that_have_their_size_keep_it() -> None:
+    """A 100 x 70 image becomes 91 x 64 with a short side of 64, and stays as it is where `resize` is off."""
     item = ShapesDataset(1, seed=3, size=(100, 70))[0]
     resized, kept = (GroundingCollator(make_processor(), resize=resize)([item]) for resize in (True, False))
     assert resized["pixel_values"].shape == (1, 3, 64, 91)

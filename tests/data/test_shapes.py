@@ -174,7 +174,7 @@ class TestScenes:
         with pytest.raises(ValueError, match="must be"):
             generate_scene(**{"seed": 0, "index": 0, **arguments})  # type: ignore[arg-type]
 
-    def test_too_small_a_picture_is_refused(self) -> None:
+    def test_too_small_an_image_is_refused(self) -> None:
         with pytest.raises(ValueError, match="at least 64 pixels, not 20"):
             generate_scene(0, 0, size=(20, 200))
 

@@ -1,4 +1,4 @@
-"""What is asked for in training: all that is in the picture, nothing of it twice, and within the tokens."""
+"""What is asked for in training: all that is in the image, nothing of it twice, and within the tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hf_grounding_dino.processing.prompts import encode_labels
 
 WORDS = ("cat", "dog", "bus", "car", "pen", "pencil", "monitor", "tv", "red", "light")
 TOKENIZER = build_tokenizer([*VOCABULARY, *WORDS])
-PICTURE = Image.new("RGB", (100, 100))
+IMAGE = Image.new("RGB", (100, 100))
 
 # Few words, so that labels often read alike, in other cases and behind slashes.
 sides = st.lists(st.sampled_from(WORDS), min_size=1, max_size=3).map(" ".join)
@@ -29,7 +29,7 @@ names = st.one_of(sides, sides.map(str.upper), st.tuples(sides, sides).map("/".j
 
 @st.composite
 def worlds(draw: st.DrawFn) -> tuple[list[str], Record, PromptSettings, int]:
-    """Label names, a picture with some of them, settings and a seed."""
+    """Label names, an image with some of them, settings and a seed."""
     label_names = draw(st.lists(names, min_size=1, max_size=12))
     some = st.lists(st.integers(0, len(label_names) - 1), max_size=8)
     labels = draw(some)
@@ -46,11 +46,11 @@ def worlds(draw: st.DrawFn) -> tuple[list[str], Record, PromptSettings, int]:
 
 
 def boxed(labels: list[int], crowd: list[bool] | None = None) -> Record:
-    """A picture with a box for each label; box i starts at x = i."""
+    """An image with a box for each label; box i starts at x = i."""
     boxes = torch.tensor([[i, 0, i + 5, 5] for i in range(len(labels))], dtype=torch.float32).reshape(-1, 4)
     return Record(
         image_id=7,
-        image=PICTURE,
+        image=IMAGE,
         boxes=boxes,
         labels=torch.tensor(labels, dtype=torch.int64),
         crowd=None if crowd is None else torch.tensor(crowd, dtype=torch.bool),
@@ -117,7 +117,7 @@ def test_every_box_is_there_and_called_by_its_own_label(
 
 @given(worlds())
 @settings(max_examples=300, deadline=None)
-def test_a_label_that_no_box_has_is_not_in_the_picture(
+def test_a_label_that_no_box_has_is_not_in_the_image(
     world: tuple[list[str], Record, PromptSettings, int],
 ) -> None:
     """Crowds and labels in `incomplete` are in it; in a federated set only what is in `absent` is known not to be."""
@@ -155,7 +155,7 @@ def test_a_prompt_depends_on_the_record_and_the_random_numbers_alone(
 
 
 def test_half_of_the_prompts_have_all_negatives_and_the_others_any_number() -> None:
-    """Of 64 labels one is in the picture. Of 4 negatives at most, 4 are drawn in 1/2 + 1/2 * 1/4 = 5/8 of the prompts.
+    """Of 64 labels one is in the image. Of 4 negatives at most, 4 are drawn in 1/2 + 1/2 * 1/4 = 5/8 of the prompts.
 
     The others have 1, 2 or 3 in 1/8 each. Of 1,600 prompts that is 1,000 and 200, with a deviation of 20 and 14.
     """
@@ -245,17 +245,17 @@ def test_a_full_prompt_has_at_most_256_tokens_with_the_special_ones() -> None:
     assert len(encode_labels(prompt.text, TOKENIZER).input_ids) == 254
 
 
-# --- pictures with nothing in them -------------------------------------------------------------------------------
+# --- images with nothing in them -------------------------------------------------------------------------------
 
 
-def test_a_picture_without_boxes_gets_negatives() -> None:
+def test_an_image_without_boxes_gets_negatives() -> None:
     prompt = sample(["cat", "dog"], boxed([]), full_share=1.0)
     assert sorted(prompt.text) == ["cat", "dog"]
     assert prompt.boxes.shape == (0, 4)
     assert prompt.class_labels.shape == (0,)
 
 
-def test_a_picture_without_boxes_is_asked_for_something_even_without_negatives() -> None:
+def test_an_image_without_boxes_is_asked_for_something_even_without_negatives() -> None:
     assert len(sample(["cat", "dog"], boxed([]), negatives=0).text) == 1
 
 

@@ -118,8 +118,8 @@ def test_unreadable_pictures_are_listed(tmp_path: Path) -> None:
     store.begin({})
     with store.writer() as writer:
         writer.add(1, answer(1))
-        writer.add(2, answer(0, 0), "it is not a picture")
-    assert store.unreadable() == [Unreadable(2, "it is not a picture")]
+        writer.add(2, answer(0, 0), "it is not an image")
+    assert store.unreadable() == [Unreadable(2, "it is not an image")]
     assert store.done() == {1, 2}
 
 
@@ -127,7 +127,7 @@ def test_unreadable_pictures_are_listed(tmp_path: Path) -> None:
 def test_what_was_read_later_counts_whichever_file_comes_first(tmp_path: Path, ranks: tuple[int, int]) -> None:
     store = PredictionStore(tmp_path)
     store.begin({})
-    for rank, given, reason in zip(ranks, (answer(0, 0), answer(1)), ("it is not a picture", None), strict=True):
+    for rank, given, reason in zip(ranks, (answer(0, 0), answer(1)), ("it is not an image", None), strict=True):
         with store.writer(rank) as writer:
             writer.add(2, given, reason)
     assert store.unreadable() == []

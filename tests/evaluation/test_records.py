@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from hf_grounding_dino.assets import NANO
-from hf_grounding_dino.data.images import open_picture
+from hf_grounding_dino.data.images import load_image
 from hf_grounding_dino.data.readers import open_records
 from hf_grounding_dino.data.records import Record, RecordSet, SourceEntry
 from hf_grounding_dino.data.shapes import CATEGORIES
@@ -35,7 +35,7 @@ def by_benchmark(nano: Any, name: str, root: Path) -> dict[str, float]:
     """What `evaluate` says of the first part of a benchmark."""
     task = benchmark_tasks(find_benchmark(name), root, Wishes())[0]
     cases = list(task)
-    answers = task.ask(*nano, [open_picture(case.image) for case in cases], cases)
+    answers = task.ask(*nano, [load_image(case.image) for case in cases], cases)
     predictions = [answer.as_prediction(case.case_id) for answer, case in zip(answers, cases, strict=True)]
     return task.metric().compute(predictions=predictions, references=[case.reference for case in cases])
 

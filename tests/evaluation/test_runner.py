@@ -150,7 +150,7 @@ def test_unreadable_pictures_are_counted(data: Path, model: Any, processor: Any,
     run = predict(task, model, processor, store, batch_size=2, progress=False)
     gone = [truth.image_ids[1], truth.image_ids[4]]
     assert [one.case_id for one in run.unreadable] == gone
-    assert run.unreadable[0].reason == "it is not a picture"
+    assert run.unreadable[0].reason == "it is not an image"
     assert ask.batches == [2, 1] and not set(gone) & set(ask.seen)
     assert score(task, store).answered == 5
     files = sorted(store.folder.iterdir())

@@ -22,7 +22,7 @@ LABELS = ["red circle", "blue square", "green star"]
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    written = Thresholds(0.3, {"Cat": 0.25, "dog ": 0.5}, "500 pictures")
+    written = Thresholds(0.3, {"Cat": 0.25, "dog ": 0.5}, "500 images")
     written.write(tmp_path)
     assert Thresholds.from_pretrained(tmp_path) == written == Thresholds.read(tmp_path / THRESHOLDS_FILE)
     assert written.of(["cat", " DOG", "bird"]) == [0.25, 0.5, 0.3]
@@ -103,20 +103,20 @@ def test_the_pipeline_keeps_each_label_above_its_own(calibrated: Path) -> None:
     model = GroundingDinoForObjectDetection.from_pretrained(calibrated)
     processor = GroundingDinoProcessor.from_pretrained(calibrated)
     pipe = GroundingDinoPipeline(model, processor=processor)
-    picture = str(DEMO_IMAGE)
-    labels = sorted({row["label"] for row in pipe(picture, candidate_labels=["circle", "square", "star"])})
+    image = str(DEMO_IMAGE)
+    labels = sorted({row["label"] for row in pipe(image, candidate_labels=["circle", "square", "star"])})
     assert len(labels) > 1
     least = [0.4 + 0.2 * i for i in range(len(labels))]
     for scoring in ("max", "mean"):
-        every = pipe(picture, candidate_labels=labels, threshold=0.01, scoring=scoring)
+        every = pipe(image, candidate_labels=labels, threshold=0.01, scoring=scoring)
         expected = [row for row in every if row["score"] > least[labels.index(row["label"])]]
         assert 0 < len(expected) < len(every)
-        assert pipe(picture, candidate_labels=labels, threshold=least, scoring=scoring) == expected
+        assert pipe(image, candidate_labels=labels, threshold=least, scoring=scoring) == expected
 
     with pytest.raises(FileNotFoundError, match="thresholds"):
-        pipe(picture, candidate_labels=labels, threshold="calibrated")
+        pipe(image, candidate_labels=labels, threshold="calibrated")
     Thresholds(0.9, dict(zip(labels, least, strict=True))).write(calibrated)
-    assert pipe(picture, candidate_labels=labels, threshold="calibrated") == expected
+    assert pipe(image, candidate_labels=labels, threshold="calibrated") == expected
     content = json.loads((calibrated / THRESHOLDS_FILE).read_text())
     assert content["scoring"] == "mean"
 

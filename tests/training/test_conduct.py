@@ -116,7 +116,7 @@ def test_few_unreadable_pictures_are_counted_and_listed(tmp_path: Path, monkeypa
     broken = tmp_path / "data" / "images" / "000003.png"
     broken.write_bytes(b"no picture")
     report = run(tmp_path, "max_steps=8")
-    assert report.skipped == [{"where": str(broken), "why": "it is not a picture"}]
+    assert report.skipped == [{"where": str(broken), "why": "it is not an image"}]
     assert report.steps == 8
 
 
@@ -161,7 +161,7 @@ def test_what_was_left_out_is_known_after_a_stop(tmp_path: Path, monkeypatch: py
     run(tmp_path, "max_steps=4", "batch_size=8")
     broken.write_bytes(whole)
     report = run(tmp_path, "max_steps=5", "batch_size=8", resume=True)
-    assert report.skipped == [{"where": str(broken), "why": "it is not a picture"}]
+    assert report.skipped == [{"where": str(broken), "why": "it is not an image"}]
 
 
 @pytest.mark.parametrize(
@@ -349,7 +349,7 @@ def unreadable(folder: Path) -> Path:
         ),
         (
             "eval=[{{annotations: {unreadable}, images: {folder}/unreadable/images}}]",
-            r"000003\.png cannot be read: it is not a picture",
+            r"000003\.png cannot be read: it is not an image",
         ),
         ("freeze=[nose]", "nose"),
         ("max_grad_norm=-1", "max_grad_norm is -1.0: it must not be negative"),

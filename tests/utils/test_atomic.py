@@ -8,25 +8,25 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hf_grounding_dino.utils.atomic import write_picture, write_whole
+from hf_grounding_dino.utils.atomic import write_atomic, write_image
 
 
 def test_text_and_bytes_take_the_place_of_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    assert write_whole(path, "é\r\n") == path
+    assert write_atomic(path, "é\r\n") == path
     assert path.read_bytes() == "é\r\n".encode()
-    write_whole(str(path), b"\x00")
+    write_atomic(str(path), b"\x00")
     assert path.read_bytes() == b"\x00"
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
-def test_a_picture_is_png_and_one_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+def test_an_image_is_png_and_one_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     """CMYK is nothing that PNG has."""
-    path = write_picture(tmp_path / "new" / "a.png", Image.new("RGB", (3, 2)))
+    path = write_image(tmp_path / "new" / "a.png", Image.new("RGB", (3, 2)))
     with pytest.raises(OSError, match="CMYK"):
-        write_picture(path, Image.new("CMYK", (1, 1)))
-    with Image.open(path) as picture:
-        assert (picture.format, picture.size) == ("PNG", (3, 2))
+        write_image(path, Image.new("CMYK", (1, 1)))
+    with Image.open(path) as image:
+        assert (image.format, image.size) == ("PNG", (3, 2))
     assert os.listdir(path.parent) == ["a.png"]
 
 
@@ -35,7 +35,7 @@ def test_a_failure_leaves_what_was_there_and_nothing_else(
     step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk is full while the content is written, after its first byte, or when it is moved."""
-    path = write_whole(tmp_path / "a.txt", "old")
+    path = write_atomic(tmp_path / "a.txt", "old")
 
     def full(target: Path, *_: object) -> None:
         with open(target, "ab") as file:
@@ -44,7 +44,7 @@ def test_a_failure_leaves_what_was_there_and_nothing_else(
 
     monkeypatch.setattr(*((Path, step, full) if step == "write_bytes" else (os, step, full)))
     with pytest.raises(OSError, match="No space"):
-        write_whole(path, "new")
+        write_atomic(path, "new")
     monkeypatch.undo()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.txt"]

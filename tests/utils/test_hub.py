@@ -19,7 +19,7 @@ from hf_grounding_dino.cli.detect import load_detector
 from hf_grounding_dino.cli.main import main
 from hf_grounding_dino.models.grounding_dino.conversion import load_tokenizer
 from hf_grounding_dino.training.start import load_start
-from hf_grounding_dino.utils.hub import hub_or_cache
+from hf_grounding_dino.utils.hub import offline_fallback
 
 DOORS: dict[str, Callable[[str], Any]] = {
     "detect": lambda name: load_detector(name, "cpu"),
@@ -53,7 +53,7 @@ def test_what_is_in_the_cache_is_used(
     refuse_to_wait(monkeypatch)
     for _ in range(2):
         assert DOORS[door](f"{door}/nano")
-    (record,) = [record for record in caplog.records if record.name == hub_or_cache.__module__]
+    (record,) = [record for record in caplog.records if record.name == offline_fallback.__module__]
     assert record.getMessage().startswith(f"{door}/nano: {NOWHERE} cannot be reached (")
     assert record.getMessage().endswith("): what is in the cache is used")
     assert constants.HF_HUB_OFFLINE is False
@@ -75,8 +75,8 @@ def test_the_thresholds_beside_a_model(
     put_into_cache(cache, "x/nano", NANO)
     hub_at(monkeypatch, NOWHERE)
     refuse_to_wait(monkeypatch)
-    picture = [str(DEMO_IMAGE), "--labels", "red square", "--output", str(tmp_path / "out")]
-    assert main(["detect", *picture, "--model", "x/nano", "--threshold", "calibrated", "--device", "cpu"]) == 2
+    image = [str(DEMO_IMAGE), "--labels", "red square", "--output", str(tmp_path / "out")]
+    assert main(["detect", *image, "--model", "x/nano", "--threshold", "calibrated", "--device", "cpu"]) == 2
     assert "no thresholds.json of x/nano (`calibrate` makes one)" in capsys.readouterr().err
 
 
@@ -105,7 +105,7 @@ def test_what_people_see(cache: Path, tmp_path: Path) -> None:
 def test_a_hub_that_answers_is_left_to_the_loader(
     status: int, code: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with hub_that_refuses(monkeypatch, status, code), hub_or_cache("x/y") as cached:
+    with hub_that_refuses(monkeypatch, status, code), offline_fallback("x/y") as cached:
         assert cached is False
     assert not caplog.records
 
@@ -115,7 +115,7 @@ def test_what_is_no_repo_is_not_asked_for(
     name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     hub_at(monkeypatch, NOWHERE)
-    with hub_or_cache(name) as cached:
+    with offline_fallback(name) as cached:
         assert cached is False
     assert not caplog.records
 
@@ -123,7 +123,7 @@ def test_what_is_no_repo_is_not_asked_for(
 def test_other_threads_keep_the_hub(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Law 27: the process is not taken offline, and what fails is not said to come from the cache."""
     hub_at(monkeypatch, NOWHERE)
-    with pytest.raises(KeyError), hub_or_cache("failing/model") as cached:
+    with pytest.raises(KeyError), offline_fallback("failing/model") as cached:
         assert cached is True and constants.HF_HUB_OFFLINE is False
         raise KeyError
     assert not caplog.records
@@ -133,6 +133,6 @@ def test_offline_by_choice(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCa
     """Nothing is asked and nothing said."""
     hub_at(monkeypatch, NOWHERE)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with hub_or_cache("chosen/model") as cached:
+    with offline_fallback("chosen/model") as cached:
         assert cached is False
     assert not caplog.records

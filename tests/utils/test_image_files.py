@@ -16,7 +16,7 @@ from PIL import Image, PngImagePlugin
 import hf_grounding_dino
 from hf_grounding_dino.app.predictor import read_upload
 from hf_grounding_dino.cli.pictures import read_picture
-from hf_grounding_dino.data.images import open_picture
+from hf_grounding_dino.data.images import load_image
 from hf_grounding_dino.data.readers.headers import upright_size
 from hf_grounding_dino.processing.image_processing_grounding_dino import read_images
 from hf_grounding_dino.utils import image_files
@@ -26,7 +26,7 @@ from odd_server import ANSWERS, odd_server, png_head
 DOORS: dict[str, Callable[[Path], Any]] = {
     "processor": lambda path: read_images([path]),
     "bytes": lambda path: read_images([path.read_bytes()]),
-    "data sets": open_picture,
+    "data sets": load_image,
     "heads": upright_size,
     "commands": lambda path: read_picture(str(path)),
     "page": lambda path: read_upload(str(path)),
@@ -76,7 +76,7 @@ def test_other_formats_are_no_images_whatever_they_are_called(
     Image.new(mode, (32, 32)).save(made, kind)  # SPIDER would claim the suffix for all that is saved later
     made.rename(path)
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
-    with pytest.raises(ValueError, match=r"(?i)(not|no) a? ?(picture|image)|cannot identify"):
+    with pytest.raises(ValueError, match=r"(?i)(not|no) (an? )?(picture|image)|cannot identify"):
         DOORS[door](path)
 
 

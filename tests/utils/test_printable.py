@@ -12,7 +12,7 @@ from PIL import Image
 
 from hf_grounding_dino.cli.main import main
 from hf_grounding_dino.training.progress import Progress
-from hf_grounding_dino.utils import hub as hub_or_cache
+from hf_grounding_dino.utils import hub as offline_fallback
 from hf_grounding_dino.utils.printable import printable, printable_lines
 from training.runs import write_model
 
@@ -102,5 +102,5 @@ def test_nor_do_the_lines_of_a_run_and_of_logs(
     progress.enabled = True
     progress.say(f"step 1, {EVIL}/AP 0.5\n")
     with caplog.at_level(logging.WARNING):
-        hub_or_cache._say_once(f"x/{EVIL}: cannot be reached")
+        offline_fallback._say_once(f"x/{EVIL}: cannot be reached")
     assert not STEERING.search(capsys.readouterr().out + caplog.text)

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 import torch
 
-from ..data.images import open_picture
+from ..data.images import load_image
 from ..models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
 from ..models.loading import model_fingerprint, model_title
 from ..processing.processing_grounding_dino import GroundingDinoProcessor
@@ -220,7 +220,7 @@ class _Desk:
         if index in self.refused:
             return _Row(index, self.refused[index])
         try:
-            return _Row(index, self.finder.prepare(open_picture(self.source.picture(index))))
+            return _Row(index, self.finder.prepare(load_image(self.source.picture(index))))
         except Exception as error:  # of sources and of decoders, which have none in common: it is one picture's
             return _Row(index, " ".join(str(error).split()) or type(error).__name__)
 

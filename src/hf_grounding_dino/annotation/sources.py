@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from ..data.images import remote_content
-from ..data.readers.headers import PICTURE_SUFFIXES
+from ..data.readers.headers import IMAGE_SUFFIXES
 from ..data.readers.stray_names import is_below
 from ..data.records import ImageSource
 from ..utils.image_files import MOST_BYTES
@@ -119,7 +119,7 @@ class TarSource:
             for member in _members(path):
                 own = PurePosixPath(member.name).name.partition(".")[2].lower()
                 extensions.add(own)
-                if own == extension.lower() if extension else f".{own}" in PICTURE_SUFFIXES:
+                if own == extension.lower() if extension else f".{own}" in IMAGE_SUFFIXES:
                     members[f"{shard}/{_tidy(member.name)}"] = member  # as in unpacking, the last of a name counts
         if not members:
             found = ", ".join(sorted(extensions)[:10]) or "nothing"

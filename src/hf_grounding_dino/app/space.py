@@ -16,7 +16,7 @@ from huggingface_hub import SpaceCardData
 from .. import __version__
 from ..assets import NANO
 from ..processing.defaults import DEFAULTS, PostProcessing
-from ..utils.atomic import whole_folder
+from ..utils.atomic import atomic_folder
 from .web import TITLE
 
 SHORT_DESCRIPTION = "Find in a picture what words name"
@@ -74,7 +74,7 @@ def export_space(
         raise ValueError(f"{folder} is not an empty folder: a Space is written into a new one")
     source = _model_folder(model)
     needed, licence = _requirements()
-    with whole_folder(folder) as unfinished:
+    with atomic_folder(folder) as unfinished:
         code = shutil.copytree(_PACKAGE, unfinished / _PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
         (code / "LICENSE").write_text(licence, encoding="utf-8")
         if source is not None:

@@ -39,7 +39,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--annotations", metavar="PATH", help="instead of a benchmark: file or folder of annotations")
     parser.add_argument(
         "--images", metavar="FOLDER",
-        help="where names of pictures start (beside the annotations; of COCO files with --predictions not looked for)",
+        help="where names of images start (beside the annotations; of COCO files with --predictions not looked for)",
     )  # fmt: skip
     parser.add_argument(
         "--label-map", metavar="FILE", help="how labels are called: JSON, a name a line, or a data.yaml"
@@ -53,12 +53,12 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--leave-out-missing",
         action="store_true",
-        help="do without pictures that are not there, and say so (COCO and LVIS files, benchmarks)",
+        help="do without images that are not there, and say so (COCO and LVIS files, benchmarks)",
     )
     parser.add_argument(
         "--mmdet-compatible", action="store_true", help="count as mmdetection does where that moves a number"
     )
-    parser.add_argument("--num-workers", type=count, default=2, metavar="N", help="threads that open pictures")
+    parser.add_argument("--num-workers", type=count, default=2, metavar="N", help="threads that open images")
     add_limit_options(parser, by_protocol=True)
     add_running_options(parser)
     parser.add_argument(
@@ -146,5 +146,5 @@ def benchmark_lines() -> list[str]:
     for benchmark in (SHAPES, *BENCHMARKS):
         lines.append(f"{benchmark.name:12}  {benchmark.title}; {benchmark.source}")
         for split in benchmark.splits:
-            lines.append(f"{'':14}{split.name}: {split.annotations[0]}, pictures in {split.images[0]}")
+            lines.append(f"{'':14}{split.name}: {split.annotations[0]}, images in {split.images[0]}")
     return lines

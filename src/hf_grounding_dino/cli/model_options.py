@@ -159,10 +159,10 @@ def calibrated_thresholds(model: str, labels: Sequence[str]) -> Thresholds:
         UserError: there is nothing, or it cannot be read.
     """
     from hf_grounding_dino.processing.thresholds import Thresholds
-    from hf_grounding_dino.utils.hub import hub_or_cache
+    from hf_grounding_dino.utils.hub import offline_fallback
 
     try:
-        with hub_or_cache(model) as cached:
+        with offline_fallback(model) as cached:
             thresholds = Thresholds.from_pretrained(model, local_files_only=cached)
     except (FileNotFoundError, ValueError) as error:
         raise UserError(error) from error

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from hf_grounding_dino.utils.atomic import write_whole
+from hf_grounding_dino.utils.atomic import write_atomic
 
 from . import UserError
 
@@ -179,6 +179,6 @@ def write_file(path: Path, content: bytes) -> None:
         UserError: it cannot be written.
     """
     try:
-        write_whole(path, content)
+        write_atomic(path, content)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -31,13 +31,13 @@ _DECODED_AT_ONCE = 64
 class Report:
     """What a data set holds, and what is odd in it.
 
-    pictures, captions, boxes, crowd: how many are usable; a caption is one record of a grounding set.
+    images, captions, boxes, crowd: how many are usable; a caption is one record of a grounding set.
     labels: of a detection set, None of a grounding set.
     """
 
     name: str
     labels: int | None
-    pictures: int = 0
+    images: int = 0
     without_boxes: int = 0
     boxes: int = 0
     crowd: int = 0
@@ -56,13 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format", default="coco", help="coco, odvg, mdetr, yolo, voc, datasets or shapes (%(default)s)"
     )
     parser.add_argument("--annotations", required=True, metavar="PATH", help="file or folder of the annotations")
-    parser.add_argument("--images", metavar="FOLDER", help="where names of pictures start (beside the annotations)")
+    parser.add_argument("--images", metavar="FOLDER", help="where names of images start (beside the annotations)")
     parser.add_argument(
         "--label-map", metavar="FILE", help="how labels are called: JSON, a name a line, or a data.yaml"
     )
     parser.add_argument("--split", help="of sets that have several (train)")
     parser.add_argument("--streaming", action="store_true", help="of format datasets: read from the beginning")
-    parser.add_argument("--decode", action="store_true", help="open every picture, too")
+    parser.add_argument("--decode", action="store_true", help="open every image, too")
     parser.add_argument(
         "--examples", type=whole_number(0), default=3, metavar="N", help="findings shown of each kind (%(default)s)"
     )
@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Read the set and print what was found; 0 where nothing is lost, 1 where pictures, boxes or their parts are.
+    """Read the set and print what was found; 0 where nothing is lost, 1 where images, boxes or their parts are.
 
     Raises:
         UserError: the set cannot be used at all.
@@ -100,7 +100,7 @@ def inspect(entry: SourceEntry, *, decode: bool = False, examples: int = 3) -> R
 
     Args:
         entry: the set.
-        decode: open every picture, which finds the ones that cannot be read or have another size than the file says.
+        decode: open every image, which finds the ones that cannot be read or have another size than the file says.
         examples: how many findings of each kind are kept.
 
     Raises:
@@ -114,7 +114,7 @@ def inspect(entry: SourceEntry, *, decode: bool = False, examples: int = 3) -> R
     seen: list[Finding] = []
     for record, problem in _inspected(records, decode):
         seen += [problem] if problem else []
-        report.pictures += 1
+        report.images += 1
         report.without_boxes += not len(record.boxes)
         report.boxes += len(record.boxes)
         report.crowd += 0 if record.crowd is None else int(record.crowd.sum())
@@ -125,7 +125,7 @@ def inspect(entry: SourceEntry, *, decode: bool = False, examples: int = 3) -> R
 
 
 def _inspected(records: RecordSet | RecordStream, decode: bool) -> Iterator[tuple[Record, Finding | None]]:
-    """Each record and what is wrong with its picture, which is looked at with `decode` alone."""
+    """Each record and what is wrong with its image, which is looked at with `decode` alone."""
     from hf_grounding_dino.data.records import RecordSet
 
     each: Iterable[Record] = (
@@ -138,10 +138,10 @@ def _inspected(records: RecordSet | RecordStream, decode: bool) -> Iterator[tupl
     waiting = iter(each)
     with (
         ThreadPoolExecutor(os.cpu_count()) as threads,
-        tqdm(total=total, unit="picture", desc="decoding", file=sys.stderr, disable=None) as progress,
+        tqdm(total=total, unit="image", desc="decoding", file=sys.stderr, disable=None) as progress,
     ):
         while batch := list(islice(waiting, _DECODED_AT_ONCE)):
-            yield from zip(batch, threads.map(picture_problem, batch), strict=True)
+            yield from zip(batch, threads.map(image_problem, batch), strict=True)
             progress.update(len(batch))
 
 
@@ -149,14 +149,14 @@ def _range(records: RecordSet) -> range:
     return range(len(records))
 
 
-def picture_problem(record: Record) -> Finding | None:
-    """Decode a record's picture: that it cannot be read, or has another size than is stated, or None."""
-    from hf_grounding_dino.data.images import open_picture
+def image_problem(record: Record) -> Finding | None:
+    """Decode a record's image: that it cannot be read, or has another size than is stated, or None."""
+    from hf_grounding_dino.data.images import load_image
     from hf_grounding_dino.data.records import Finding
 
     where = str(record.image) if isinstance(record.image, Path) else f"image {record.image_id}"
     try:
-        width, height = open_picture(record.image).size
+        width, height = load_image(record.image).size
     except ValueError as error:
         return Finding("unreadable image", where, str(error))
     if record.size in (None, (width, height)):
@@ -173,7 +173,7 @@ def as_json(report: Report) -> str:
     """The report as one JSON object."""
     document: dict[str, Any] = {
         "name": report.name,
-        "pictures": report.pictures,
+        "images": report.images,
         "without_boxes": report.without_boxes,
         "boxes": report.boxes,
         "crowd_boxes": report.crowd,
@@ -194,7 +194,7 @@ def as_json(report: Report) -> str:
 
 def as_text(report: Report, entry: SourceEntry) -> str:
     """The report as people read it; places in the set start from the folder of its annotations."""
-    rows = [("pictures", report.pictures)] if report.labels is not None else [("captions", report.captions)]
+    rows = [("images", report.images)] if report.labels is not None else [("captions", report.captions)]
     rows += [("  without boxes", report.without_boxes), ("boxes", report.boxes)]
     rows += [("  around a group (crowd)", report.crowd)] if report.crowd else []
     rows += [("labels", report.labels)] if report.labels is not None else []

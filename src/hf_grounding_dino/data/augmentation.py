@@ -1,7 +1,7 @@
-"""What training changes in a picture: its side, its size, what part of it is seen; boxes and words stay true.
+"""What training changes in an image: its side, its size, what part of it is seen; boxes and words stay true.
 
-The steps are those of MM-Grounding-DINO's training, without colors; but where a picture is flipped, its caption says
-"right" for "left", and where words cannot follow, the picture is not flipped.
+The steps are those of MM-Grounding-DINO's training, without colors; but where an image is flipped, its caption says
+"right" for "left", and where words cannot follow, the image is not flipped.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ _IDIOM = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationSettings:
-    """What is drawn for each picture.
+    """What is drawn for each image.
 
     flip: how often, in [0, 1], left and right are exchanged.
     short_sides: the lengths, in pixels, of which the short side gets one.
-    longest_side: what the long side may have; a longer picture gets a shorter short side.
+    longest_side: what the long side may have; a longer image gets a shorter short side.
     crop: how often, in [0, 1], a part is cut out before that.
     crop_short_sides: what the short side has when the part is cut.
     crop_longest_side: what the long side may have then.
-    crop_size: the shortest and the longest side of the part, both included; less where the picture has less.
+    crop_size: the shortest and the longest side of the part, both included; less where the image has less.
     smallest_box: boxes that end with a side shorter than this, in pixels, are dropped.
     """
 
@@ -92,7 +92,7 @@ class AugmentationSettings:
             raise ValueError(f"crop_size is the shortest and the longest side, not {self.crop_size}")
 
     def scaled(self, shortest_edge: int, longest_edge: int) -> AugmentationSettings:
-        """The settings for a model that sees pictures of another size.
+        """The settings for a model that sees images of another size.
 
         The largest of `short_sides` becomes `shortest_edge`, all other lengths but `smallest_box` change in proportion,
         and `longest_side` becomes `longest_edge`.
@@ -113,7 +113,7 @@ class AugmentationSettings:
 
 
 class Augmented(NamedTuple):
-    """A changed picture.
+    """A changed image.
 
     image: at least one pixel wide and high.
     boxes: float32 (k, 4), xyxy in its pixels, clipped to it.
@@ -152,15 +152,15 @@ class Augmentation:
         spans: SpansLike | None = None,
         labels: Sequence[str] = (),
     ) -> Augmented:
-        """Change a picture, and its boxes and words with it.
+        """Change an image, and its boxes and words with it.
 
         Args:
-            image: a picture.
+            image: an image.
             boxes: float (n, 4), xyxy in its pixels.
             rng: what is drawn from.
             caption: a sentence about it. It is flipped where `exchanged_sides` has an answer.
             spans: for each box (start, end) characters of the caption.
-            labels: what the prompt may ask for, present or absent. Where one names a side ("left shoe") the picture is
+            labels: what the prompt may ask for, present or absent. Where one names a side ("left shoe") the image is
                 not flipped.
         """
         settings = self.settings
@@ -173,7 +173,7 @@ class Augmentation:
             view = _resize(view, _draw(settings.crop_short_sides, rng), settings.crop_longest_side)
             view = _crop(view, settings.crop_size, rng)
         view = _resize(view, _draw(settings.short_sides, rng), settings.longest_side)
-        # Ratios of sides are rounded: a box that ends where the picture does may end beyond it.
+        # Ratios of sides are rounded: a box that ends where the image does may end beyond it.
         found = functional.clamp_bounding_boxes(view.boxes).as_subclass(Tensor)
         sides = found[:, 2:] - found[:, :2]
         kept = ((sides >= settings.smallest_box) & (sides > 0)).all(1).nonzero()[:, 0]
@@ -182,7 +182,7 @@ class Augmentation:
 
 
 def resized_size(size: tuple[int, int], short_side: int, longest_side: int) -> tuple[int, int]:
-    """The (width, height) of a picture when its short side, or, where that is too long, its long side is as given.
+    """The (width, height) of an image when its short side, or, where that is too long, its long side is as given.
 
     The other side is rounded down, to one pixel at least.
     """
@@ -194,12 +194,12 @@ def resized_size(size: tuple[int, int], short_side: int, longest_side: int) -> t
 
 @lru_cache(maxsize=64)
 def name_a_side(labels: tuple[str, ...]) -> bool:
-    """Whether any of the labels would have to change when the picture is flipped."""
+    """Whether any of the labels would have to change when the image is flipped."""
     return any(_SIDE_LETTERS.search(_NO_SIDE.sub(" ", label)) for label in labels)
 
 
 def exchanged_sides(caption: str, spans: Spans = ()) -> tuple[str, Spans] | None:
-    """The caption of the flipped picture, and where its spans are in it.
+    """The caption of the flipped image, and where its spans are in it.
 
     The words "left" and "right" change places, with "leftmost", "left-hand" and "top-left", in their own case. None
     where it is not sure what the word means ("is left", "left over", "right now", "right behind"), where it is part of
@@ -237,7 +237,7 @@ def _draw(sides: Sequence[int], rng: np.random.Generator) -> int:
 
 
 def _flip(view: _View) -> _View:
-    """The mirrored picture, or the same one where its caption cannot follow."""
+    """The mirrored image, or the same one where its caption cannot follow."""
     words = exchanged_sides(view.caption or "", view.spans or ())
     if words is None:
         return view

@@ -1,4 +1,4 @@
-"""From pictures with prompts and boxes to the batches that a model trains on."""
+"""From images with prompts and boxes to the batches that a model trains on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Labels(list[dict[str, Any]]):
 class GroundingCollator:
     """Make a batch of items, each a dict with `image` (PIL), `text` (labels or a sentence), `boxes` and their words.
 
-    `boxes` is `(n, 4)`, a tensor or lists, xyxy in pixels of the picture as it lies in memory (as the processor takes
+    `boxes` is `(n, 4)`, a tensor or lists, xyxy in pixels of the image as it lies in memory (as the processor takes
     it, EXIF or not); `class_labels` says which label of the text each is, or `spans` at which characters of the
     sentence it is named, one or more (start, end) a box. An item's `image_id` and `noise_seed`, where it has them, are
     in its label.
@@ -35,13 +35,13 @@ class GroundingCollator:
 
         Args:
             processor: of the model.
-            resize: False where the pictures have the size to train at already.
+            resize: False where the images have the size to train at already.
         """
         self.processor = processor
         self.resize = resize
 
     def __call__(self, items: Sequence[Any]) -> dict[str, Any]:
-        """Inputs of the model with `labels`, boxes relative to each picture."""
+        """Inputs of the model with `labels`, boxes relative to each image."""
         texts = [closed_caption(item["text"]) if isinstance(item["text"], str) else item["text"] for item in items]
         options = {} if self.resize else {"do_resize": False}
         batch = dict(self.processor(images=[item["image"] for item in items], text=texts, **options))

@@ -24,7 +24,7 @@ class KindOfFinding:
 
     @property
     def loses_data(self) -> bool:
-        """Whether pictures or boxes were left out or changed."""
+        """Whether images or boxes were left out or changed."""
         return self.kind not in HARMLESS
 
 

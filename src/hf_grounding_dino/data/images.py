@@ -1,4 +1,4 @@
-"""Opening the pictures of data sets."""
+"""Opening the images of data sets."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .records import ImageSource
 _ARCHIVES: Final = ("zip", "tar", "gzip", "bz2", "xz", "zstd")
 
 
-def open_picture(source: ImageSource) -> Image.Image:
-    """Open a picture as the model sees it: upright, RGB, 8 bits, all pixels read.
+def load_image(source: ImageSource) -> Image.Image:
+    """Open an image as the model sees it: upright, RGB, 8 bits, all pixels read.
 
     Modes are converted as the image processor converts them.
 
@@ -71,6 +71,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     if isinstance(error, UnidentifiedImageError):
-        return "it is not a picture"
+        return "it is not an image"
     cause = error.__cause__
     return why_unreadable(cause if isinstance(cause, Exception) else error)

@@ -1,4 +1,4 @@
-"""What every data set is read into: pictures with boxes and the words for them, and what is wrong with the files."""
+"""What every data set is read into: images with boxes and the words for them, and what is wrong with the files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ImageSource = Path | bytes | Image.Image
-"""A file, an encoded picture, or a decoded one."""
+"""A file, an encoded image, or a decoded one."""
 
 FindingKind = Literal[
     "gapped ids", "duplicate id", "duplicate box", "unknown category", "unused category", "no category",
@@ -41,11 +41,11 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One picture, with boxes that labels name (detection) or that parts of a caption name (grounding).
+    """One image, with boxes that labels name (detection) or that parts of a caption name (grounding).
 
     image_id: as the file has it.
     image: where the pixels are; EXIF orientation is applied when they are read.
-    boxes: float32 (n, 4), xyxy in pixels of the upright picture, with positive sides, clipped to it where its size is
+    boxes: float32 (n, 4), xyxy in pixels of the upright image, with positive sides, clipped to it where its size is
         known; n may be 0.
     labels: int64 (n,), positions in the set's `label_names`; None in a grounding record.
     crowd: bool (n,), True on a box around a group, which is evaluated, not trained on; None where no box is one.
@@ -53,7 +53,7 @@ class Record:
     size: (width, height) as the file says, None where it does not.
     caption: the sentence of a grounding record; None in a detection record.
     spans: for each box, where the caption names it, as (start, end) characters, end exclusive, one or more.
-    absent: positions in `label_names` that were looked for and are not in the picture; None where all labels were
+    absent: positions in `label_names` that were looked for and are not in the image; None where all labels were
         looked for everywhere. Only these are true negatives in federated sets (LVIS).
     incomplete: positions in `label_names` of which not every object is boxed (LVIS `not_exhaustive_category_ids`).
     """
@@ -108,7 +108,7 @@ class RecordSet(_Described, Protocol):
         ...
 
     def size(self, index: int) -> tuple[int, int] | None:
-        """(width, height) of a record's picture where it is known without opening it."""
+        """(width, height) of a record's image where it is known without opening it."""
         ...
 
 

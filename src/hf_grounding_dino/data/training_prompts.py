@@ -1,6 +1,6 @@
-"""What a picture is asked for in training: labels that are in it among labels that are not, or its caption.
+"""What an image is asked for in training: labels that are in it among labels that are not, or its caption.
 
-The rules are those of MM-Grounding-DINO's `RandomSamplingNegPos` without its slips: no label that is in the picture is
+The rules are those of MM-Grounding-DINO's `RandomSamplingNegPos` without its slips: no label that is in the image is
 drawn again as one that is not, and the special tokens count in the budget.
 """
 
@@ -27,12 +27,12 @@ _LEAST_LETTERS = 2
 class PromptSettings:
     """How label prompts are drawn; captions are taken as they are.
 
-    negatives: the largest number of labels in a prompt that are not in the picture; 0 for none.
+    negatives: the largest number of labels in a prompt that are not in the image; 0 for none.
     full_share: how often, in [0, 1], that many are drawn; else a number from 1 to it, each equally likely.
     max_tokens: how many tokens a prompt may have, delimiters counted, [CLS] and [SEP] not. A recipe of the family cuts
         prompts at 256 with them.
     all_labels: ask for every label of the set, as written and in the file's order, in every prompt (a closed set);
-        nothing is drawn, and labels that were not looked for in a picture count as absent from it.
+        nothing is drawn, and labels that were not looked for in an image count as absent from it.
     shuffle: mix the labels of a prompt; otherwise they keep the file's order.
     """
 
@@ -104,14 +104,14 @@ class _Draft:
 
 
 class PromptSampler:
-    """Draw the prompt of a picture; it depends on the record and the random generator alone.
+    """Draw the prompt of an image; it depends on the record and the random generator alone.
 
     A detection record gets a list of labels. All that its boxes are called come in, and a box is dropped only where its
-    label exceeds the tokens. Beside them stand labels that are not in the picture: never one that a box has (a box
+    label exceeds the tokens. Beside them stand labels that are not in the image: never one that a box has (a box
     around a group, too), nor one in `incomplete`, nor one that the model reads alike; where `absent` is given, only
     labels in it. Of a name "a/b" one side is drawn each time. Labels that read alike share one place.
 
-    A picture with no box to train on gets absent labels only, one at least. Where none is known to be absent, it is one
+    An image with no box to train on gets absent labels only, one at least. Where none is known to be absent, it is one
     that is not known to be there, and where even that fails (only a group of the set's only label) one that is.
 
     A grounding record gets its caption and its spans, unchanged; phrases without a box are its negatives.

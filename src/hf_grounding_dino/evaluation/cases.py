@@ -93,7 +93,7 @@ class RecordCases:
 def record_ids(records: RecordSet) -> Sequence[CaseId]:
     """What the pictures of a set are called; reads each record where the set does not keep it apart."""
     if isinstance(records, PackedRecords):
-        return list(records.pictures.ids)
+        return list(records.images.ids)
     if isinstance(records, ShapesRecords):
         # Each would be drawn to be asked.
         return range(len(records))

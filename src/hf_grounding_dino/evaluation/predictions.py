@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..data.records import DataError, shown
-from ..utils.atomic import whole_file, write_whole
+from ..utils.atomic import atomic_file, write_atomic
 from ..utils.documents import load_json
 from .tasks import Answer, CaseId
 
@@ -119,7 +119,7 @@ class PredictionStore:
         if parts := self._files():
             raise DataError(f"{parts[0]}: there are predictions, but no {PROTOCOL_FILE} says how they were made")
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.folder / PROTOCOL_FILE, json.dumps(wanted, indent=1, ensure_ascii=False).encode())
+        write_atomic(self.folder / PROTOCOL_FILE, json.dumps(wanted, indent=1, ensure_ascii=False).encode())
 
     def writer(self, rank: int = 0) -> PredictionWriter:
         """Write the answers of a process."""
@@ -207,7 +207,7 @@ class PredictionWriter:
         table = pa.Table.from_pydict({name: [row[name] for row in self._rows] for name in _SCHEMA.names}, _SCHEMA)
         while (file := self._folder / f"part-{self._rank:04d}-{self._number:06d}.parquet").exists():
             self._number += 1
-        with whole_file(file) as unfinished:
+        with atomic_file(file) as unfinished:
             pq.write_table(table, unfinished, compression="zstd")
         self._rows = []
 

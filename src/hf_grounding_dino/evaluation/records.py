@@ -13,7 +13,7 @@ from accelerate import PartialState
 from PIL import Image
 from tqdm import tqdm
 
-from ..data.images import open_picture
+from ..data.images import load_image
 from ..data.records import DataError, Record, RecordSet
 from ..models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
 from ..processing.processing_grounding_dino import GroundingDinoProcessor
@@ -112,7 +112,7 @@ def _are_expressions(records: RecordSet, count: int) -> bool:
 
 def _opened(case: Case, name: str) -> Image.Image:
     try:
-        return open_picture(case.image)
+        return load_image(case.image)
     except ValueError as error:
         where = case.image if isinstance(case.image, Path) else f"image {case.case_id}"
         raise DataError(f"{name}: {where} cannot be read: {error}") from error

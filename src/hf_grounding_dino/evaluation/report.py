@@ -16,7 +16,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from .. import __version__
-from ..utils.atomic import write_whole
+from ..utils.atomic import write_atomic
 from .advice import advise
 from .analysis import Analysis, analyse_detection
 from .average_precision import ClassResult
@@ -78,8 +78,8 @@ def write_report(report: Report, folder: str | os.PathLike[str]) -> None:
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
     text = json.dumps(metrics(report), indent=2, ensure_ascii=False, allow_nan=False)
-    write_whole(root / METRICS_FILE, text + "\n")
-    write_whole(root / PAGE_FILE, render_page(report, _versions()))
+    write_atomic(root / METRICS_FILE, text + "\n")
+    write_atomic(root / PAGE_FILE, render_page(report, _versions()))
 
 
 def metrics(report: Report) -> dict[str, Any]:

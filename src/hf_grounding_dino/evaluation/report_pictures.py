@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
-from ..data.images import open_picture
+from ..data.images import load_image
 from ..inference.drawing import PALETTE, Color, Rectangle, box_frame
 from .worst import Corners, Mistake
 
@@ -41,7 +41,7 @@ def mistake_picture(mistake: Mistake) -> str | None:
     None where the picture cannot be read.
     """
     try:
-        picture = open_picture(mistake.image)
+        picture = load_image(mistake.image)
     except ValueError:
         return None
     boxes = [mark.box for mark in (mistake.truth, mistake.found) if mark is not None]

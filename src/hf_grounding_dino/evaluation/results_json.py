@@ -13,7 +13,7 @@ import numpy as np
 
 from ..data.readers.common import parse_json, read_bytes
 from ..data.records import DataError
-from ..utils.atomic import whole_file
+from ..utils.atomic import atomic_file
 from .tasks import CaseId
 from .truth import corners_of, is_number
 
@@ -104,7 +104,7 @@ def write_results(path: str | os.PathLike[str], predictions: Iterable[Mapping[st
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     count = 0
-    with whole_file(file) as unfinished, unfinished.open("w", encoding="utf-8") as stream:
+    with atomic_file(file) as unfinished, unfinished.open("w", encoding="utf-8") as stream:
         stream.write("[")
         for prediction in predictions:
             boxes = np.asarray(prediction["boxes"], dtype=np.float64).reshape(-1, 4)

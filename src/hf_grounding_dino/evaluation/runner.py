@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from PIL import Image
 from tqdm import tqdm
 
-from ..data.images import open_picture
+from ..data.images import load_image
 from ..data.records import DataError
 from ..models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
 from ..models.loading import model_fingerprint
@@ -301,7 +301,7 @@ def _opened(task: Task, indices: Sequence[int], num_workers: int, batch_size: in
 def _open(task: Task, index: int) -> _Ready:
     case = task[index]
     try:
-        return _Ready(case, open_picture(case.image))
+        return _Ready(case, load_image(case.image))
     except ValueError as error:
         return _Ready(case, None, str(error))
 

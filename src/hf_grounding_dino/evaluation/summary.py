@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import jinja2
 
-from ..utils.atomic import write_whole
+from ..utils.atomic import write_atomic
 from .facts import Published
 from .report import METRICS_FILE, PAGE_FILE, finite
 from .report_page import STYLE
@@ -54,5 +54,5 @@ def write_summary(
     )  # fmt: skip
     content = finite({"benchmark": title, "sets": numbers, "mean": means, "published": [p.__dict__ for p in published]})
     content |= {"limit": limit} if limit else {}
-    write_whole(folder / PAGE_FILE, page)
-    write_whole(folder / METRICS_FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(folder / PAGE_FILE, page)
+    write_atomic(folder / METRICS_FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

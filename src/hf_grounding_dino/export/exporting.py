@@ -28,7 +28,7 @@ from torch.export import Dim, ExportedProgram
 from ..models.grounding_dino.decoder import predict_layers
 from ..models.grounding_dino.encoded_image import Prompt, head_inputs
 from ..models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
-from ..utils.atomic import write_whole
+from ..utils.atomic import write_atomic
 from .backbone import check_exportable, coarsest_cell, encode_on_canvas
 
 OPSET = 18
@@ -170,7 +170,7 @@ def write_program(program: ExportedProgram, path: Path) -> None:
     """Write a file for `torch.export.load`, whole or not at all."""
     content = io.BytesIO()  # torch ends the process where a file of its own takes no more bytes
     torch.export.save(program, content)
-    write_whole(path, content.getbuffer().tobytes())
+    write_atomic(path, content.getbuffer().tobytes())
 
 
 def write_onnx(

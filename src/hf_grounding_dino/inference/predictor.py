@@ -28,7 +28,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..data.images import open_picture
+from ..data.images import load_image
 from ..models.grounding_dino.encoded_image import EncodedImage
 from ..models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
 from ..processing.post_processing import Detections
@@ -48,7 +48,7 @@ class Request(NamedTuple):
     """An image and what is asked about it.
 
     id: whatever the caller knows it by.
-    image: what `open_picture` takes; or a function without arguments that gives it, called in a reader thread. What
+    image: what `load_image` takes; or a function without arguments that gives it, called in a reader thread. What
         either raises is told as the problem of this image. Requests in a row that name the same file read and encode
         it once.
     prompt: what is asked.
@@ -170,7 +170,7 @@ class Predictor:
         Raises:
             ValueError: the image cannot be read, or the prompt is none for this model.
         """
-        prepared = self._prepare(open_picture(image), keep_image=True)
+        prepared = self._prepare(load_image(image), keep_image=True)
         with self._at_work():
             (prediction,) = self._predict([_Row(Request(None, image, prompt), prepared)])
         return prediction
@@ -238,7 +238,7 @@ class Predictor:
         request = request() if callable(request) else request
         try:
             image = request.image() if callable(request.image) else request.image
-            return _Row(request, self._prepare(open_picture(image), keep_image))
+            return _Row(request, self._prepare(load_image(image), keep_image))
         except Exception as error:  # of sources and of decoders, which have none in common: it is one image's
             return _Row(request, " ".join(str(error).split()) or type(error).__name__)
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from ..processing.processing_grounding_dino import GroundingDinoProcessor
 from ..processing.prompts import special_token_ids
-from ..utils.hub import hub_or_cache
+from ..utils.hub import offline_fallback
 from .grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
 
 _CONFIG_FILE = "config.json"
@@ -47,7 +47,7 @@ def load_whole(
     """
     _refuse_other_folders(str(model))
     try:
-        with hub_or_cache(str(model)) as cached:
+        with offline_fallback(str(model)) as cached:
             loaded: Any = GroundingDinoForObjectDetection.from_pretrained(
                 model, dtype=dtype, output_loading_info=True, local_files_only=cached
             )

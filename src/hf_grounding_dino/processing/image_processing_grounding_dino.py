@@ -1,7 +1,7 @@
-"""Pictures of any kind as the model reads them: RGB, resized, normalised and padded to one canvas.
+"""Images of any kind as the model reads them: RGB, resized, normalised and padded to one canvas.
 
 The class differs from the one it derives from in what it accepts (any mode, 16 bits, floating point in [0, 1]), in
-naming the picture that cannot be read, and in keeping boxes relative to the picture, not to the padded canvas.
+naming the image that cannot be read, and in keeping boxes relative to the image, not to the padded canvas.
 """
 
 from __future__ import annotations
@@ -54,31 +54,31 @@ def read_images(
     first: int = 0,
     timeout: float | None = None,
 ) -> list[Tensor]:
-    """Read pictures of any supported kind as RGB tensors `(3, height, width)`.
+    """Read images of any supported kind as RGB tensors `(3, height, width)`.
 
     Files are turned upright, as their EXIF orientation says; a PIL image in memory stays as it lies, so that its `size`
-    is that of the picture, as in transformers. Integers of more than 8 bits are scaled to 8 bits; floating-point arrays
+    is that of the image, as in transformers. Integers of more than 8 bits are scaled to 8 bits; floating-point arrays
     and tensors keep their values.
 
     Args:
         images: a PIL image, a NumPy array or a tensor (height and width first or last, grey, RGB, RGBA, or a batch
             with one dimension more), a path, a URL, an open file, the bytes of one, or a list of any of these.
         input_data_format: where the channels of arrays and tensors stand; guessed from the shape by default.
-        first: the number of the first picture, for messages.
+        first: the number of the first image, for messages.
         timeout: what a URL may take in all, in seconds; 60 by default.
 
     Raises:
-        ValueError: a picture cannot be read; the message has its position in the list and, where known, its name.
+        ValueError: an image cannot be read; the message has its position in the list and, where known, its name.
     """
-    pictures = []
+    tensors = []
     for i, image in enumerate(flat_images(images), first):
         try:
-            pictures.append(_read_image(image, input_data_format, timeout))
+            tensors.append(_read_image(image, input_data_format, timeout))
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # damaged files lead decoders to errors of every kind, MemoryError too
             raise ValueError(f"Image {i}{_name(image)} cannot be read: {why_unreadable(error)}") from error
-    return pictures
+    return tensors
 
 
 def why_unreadable(error: Exception) -> str:
@@ -90,12 +90,12 @@ def why_unreadable(error: Exception) -> str:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The picture as its EXIF orientation turns it; the very same object where nothing is to be turned."""
+    """The image as its EXIF orientation turns it; the very same object where nothing is to be turned."""
     return ImageOps.exif_transpose(image) if 1 < image.getexif().get(_EXIF_ORIENTATION, 1) <= 8 else image
 
 
 def flat_images(images: Any) -> Iterator[Any]:
-    """The single pictures in nested lists and in batches, in order."""
+    """The single images in nested lists and in batches, in order."""
     is_batch = isinstance(images, (np.ndarray, Tensor)) and images.ndim > 3
     if is_batch or isinstance(images, (list, tuple)):
         for image in images:
@@ -257,10 +257,10 @@ def _rounded(size: SizeDict, image_size: Size, divisor: int) -> SizeDict:
     return SizeDict(**dict(zip(("height", "width"), rounded, strict=True)))
 
 
-def _in_range_of_bytes(picture: Tensor) -> Tensor:
-    """A picture of floating point in [0, 1], as many libraries have them, in [0, 255]; others as they are."""
-    unit = picture.is_floating_point() and bool(picture.min() >= 0) and bool(picture.max() <= 1)
-    return picture * 255 if unit else picture
+def _in_range_of_bytes(image: Tensor) -> Tensor:
+    """An image of floating point in [0, 1], as many libraries have them, in [0, 255]; others as they are."""
+    unit = image.is_floating_point() and bool(image.min() >= 0) and bool(image.max() <= 1)
+    return image * 255 if unit else image
 
 
 def _check_options(resize_rule: str, size_divisor: int | None) -> None:
@@ -271,8 +271,8 @@ def _check_options(resize_rule: str, size_divisor: int | None) -> None:
 
 
 def _pil_resize(image: Tensor, size: Size, resample: int) -> Tensor:
-    picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).resize(size[::-1], Image.Resampling(resample))
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).to(image.device)
+    resized = Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).resize(size[::-1], Image.Resampling(resample))
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).to(image.device)
 
 
 # --- the processor -----------------------------------------------------------------------------------------------
@@ -283,7 +283,7 @@ class GroundingDinoImageProcessorKwargs(ImagesKwargs, total=False):
 
     `format` and `do_convert_annotations` are those of transformers. `resize_rule` is "transformers", or "original" for
     the sizes and the resampling of the original repository. `size_divisor` rounds height and width, after resizing, to
-    the nearest multiple, so that pictures come in few sizes (a compiled model makes a graph for each); pictures are
+    the nearest multiple, so that images come in few sizes (a compiled model makes a graph for each); images are
     stretched a little. None rounds nothing.
     """
 
@@ -321,17 +321,17 @@ class GroundingDinoImageProcessor(transformers.GroundingDinoImageProcessor):
         return options
 
     def preprocess(self, images: Any, annotations: Any = None, *args: Any, **kwargs: Any) -> BatchFeature:
-        """Read, resize, normalise and pad pictures, and their annotations with them.
+        """Read, resize, normalise and pad images, and their annotations with them.
 
         Args:
             images: whatever `read_images` reads. Floating point in [0, 1] counts as such, not as nearly black,
                 whether `do_rescale` is on or off.
-            annotations: one COCO annotation a picture, in the frame of the picture as it is read.
+            annotations: one COCO annotation an image, in the frame of the image as it is read.
             *args: `return_segmentation_masks` and `masks_path`, as in transformers.
             **kwargs: options for this call; see `GroundingDinoImageProcessorKwargs`.
 
         Raises:
-            ValueError: there is no picture, or one cannot be read.
+            ValueError: there is no image, or one cannot be read.
         """
         given = {name: kwargs.pop(name) for name in _OWN_OPTIONS if kwargs.get(name) is not None}
         if any(value != getattr(self, name) for name, value in given.items()):
@@ -340,17 +340,17 @@ class GroundingDinoImageProcessor(transformers.GroundingDinoImageProcessor):
             vars(other).update(given)
             _check_options(other.resize_rule, other.size_divisor)
             return other.preprocess(images, annotations, *args, **kwargs)
-        pictures = read_images(images, kwargs.pop("input_data_format", None))
-        if not pictures:
+        tensors = read_images(images, kwargs.pop("input_data_format", None))
+        if not tensors:
             raise ValueError("No images: give at least one.")
         if self._expects_bytes(kwargs):
-            pictures = [_in_range_of_bytes(picture) for picture in pictures]
+            tensors = [_in_range_of_bytes(tensor) for tensor in tensors]
         kwargs["input_data_format"] = ChannelDimension.FIRST
-        features: BatchFeature = super().preprocess(pictures, annotations, *args, **kwargs)
+        features: BatchFeature = super().preprocess(tensors, annotations, *args, **kwargs)
         return features
 
     def _expects_bytes(self, options: dict[str, Any]) -> bool:
-        """Whether pictures are rescaled from [0, 255] to [0, 1]."""
+        """Whether images are rescaled from [0, 255] to [0, 1]."""
         given = {name: value for name, value in options.items() if value is not None}
         factor = given.get("rescale_factor", self.rescale_factor)
         return bool(given.get("do_rescale", self.do_rescale)) and math.isclose(factor, 1 / 255)
@@ -362,7 +362,7 @@ class GroundingDinoImageProcessor(transformers.GroundingDinoImageProcessor):
         resample: PILImageResampling | InterpolationMode | int | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Resize a picture, or a stack, by `resize_rule` and `size_divisor`; no side becomes less than one pixel."""
+        """Resize an image, or a stack, by `resize_rule` and `size_divisor`; no side becomes less than one pixel."""
         original = self.resize_rule == "original"
         if size.shortest_edge and size.longest_edge:
             rule = original_size if original else get_size_with_aspect_ratio
@@ -388,6 +388,6 @@ class GroundingDinoImageProcessor(transformers.GroundingDinoImageProcessor):
         update_bboxes: bool = True,
         fill: int = 0,
     ) -> tuple[Tensor, Tensor, Any]:
-        """Pad pictures to the right and below; boxes stay relative to the picture, whatever `update_bboxes` says."""
+        """Pad images to the right and below; boxes stay relative to the image, whatever `update_bboxes` says."""
         image, mask, annotation = super().pad(image, padded_size, annotation, update_bboxes=False, fill=fill)
         return image, mask, annotation

@@ -1,4 +1,4 @@
-"""Pictures and words in, scored and labelled boxes out, with the caller's own words as labels."""
+"""Images and words in, scored and labelled boxes out, with the caller's own words as labels."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class GroundingDinoInputs(BatchFeature):
 
 
 class GroundingDinoProcessor(ProcessorMixin):
-    """An image processor and a tokenizer, and the way from the outputs of the model back to pictures and words.
+    """An image processor and a tokenizer, and the way from the outputs of the model back to images and words.
 
     A stock image processor is turned into the one of this package.
     """
@@ -97,7 +97,7 @@ class GroundingDinoProcessor(ProcessorMixin):
         """Make the inputs of the model.
 
         Args:
-            images: pictures: PIL images, arrays, tensors, paths or URLs, one or a list. PIL images are taken as they
+            images: images: PIL images, arrays, tensors, paths or URLs, one or a list. PIL images are taken as they
                 lie in memory, files upright (`image_processing_grounding_dino.read_images`).
             text: a caption, a list of labels, or a list of either, one an image (`prompts.one_prompt_per_image`).
             annotations: COCO annotations, one an image, for `labels` in the result. `category_id` is taken for the
@@ -107,7 +107,7 @@ class GroundingDinoProcessor(ProcessorMixin):
                 Truncation drops whole phrases.
 
         Raises:
-            ValueError: a picture cannot be read, a label is empty or unknown, or the numbers of the two differ.
+            ValueError: an image cannot be read, a label is empty or unknown, or the numbers of the two differ.
         """
         if images is None and text is None:
             raise ValueError("Give images, text or both.")
@@ -116,16 +116,16 @@ class GroundingDinoProcessor(ProcessorMixin):
             tokenizer_init_kwargs=self.tokenizer.init_kwargs,
             **kwargs,
         )
-        pictures: dict[str, Any] = {}
+        pixels: dict[str, Any] = {}
         if images is not None:
-            pictures = dict(self.image_processor(images, annotations, **(_IMAGE_DEFAULTS | options["images_kwargs"])))
+            pixels = dict(self.image_processor(images, annotations, **(_IMAGE_DEFAULTS | options["images_kwargs"])))
         elif annotations is not None:
             raise ValueError("Annotations need the images they belong to.")
         words: dict[str, Any] = {}
         if text is not None:
-            num_images = len(pictures["pixel_values"]) if pictures else None
+            num_images = len(pixels["pixel_values"]) if pixels else None
             words = self._encode(one_prompt_per_image(text, num_images), _TEXT_DEFAULTS | options["text_kwargs"])
-        return GroundingDinoInputs({**words, **pictures})
+        return GroundingDinoInputs({**words, **pixels})
 
     def _encode(self, texts: Sequence[PromptText], options: dict[str, Any]) -> dict[str, Any]:
         for name in _UNSUPPORTED_TEXT_OPTIONS:

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 from transformers.utils.hub import cached_file
 
-from ..utils.atomic import write_whole
+from ..utils.atomic import write_atomic
 from ..utils.documents import load_json
 from .post_processing import Detections
 from .prompts import PHRASE_DELIMITERS, clean_name
@@ -110,7 +110,7 @@ class Thresholds:
     def write(self, folder: str | os.PathLike[str]) -> Path:
         """Write `thresholds.json` into the folder of a model, at once, and return its path."""
         content = {"scoring": "mean", "default": self.default, "labels": dict(self.labels), "source": self.source}
-        return write_whole(Path(folder, THRESHOLDS_FILE), json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        return write_atomic(Path(folder, THRESHOLDS_FILE), json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def threshold_per_label(threshold: Any, labels: Sequence[str]) -> list[float]:

@@ -16,7 +16,7 @@ from ..data.records import RecordSet, RecordStream, SourceEntry
 from ..training.curves import main_metrics
 from ..training.history import NOTHING_TO_MEASURE, History, Point, read_history
 from ..training.states import METRICS_FILE, STEP_FILE
-from ..utils.atomic import write_whole
+from ..utils.atomic import write_atomic
 from ..utils.documents import load_yaml
 
 Which = Literal["best", "last"]
@@ -172,7 +172,7 @@ def set_facts(records: RecordSet | RecordStream, role: str, entry: SourceEntry) 
 
 def write_data_facts(run: Path, sets: Iterable[SetFacts]) -> None:
     """Write `data.json` into the folder of a run, for its model card."""
-    write_whole(run / DATA_FILE, json.dumps([asdict(one) for one in sets], indent=1, ensure_ascii=False))
+    write_atomic(run / DATA_FILE, json.dumps([asdict(one) for one in sets], indent=1, ensure_ascii=False))
 
 
 def _data_facts(run: Path) -> tuple[SetFacts, ...]:

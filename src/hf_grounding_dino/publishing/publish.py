@@ -17,7 +17,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from ..models.grounding_dino.label_embedding import TABLE_FILE
 from ..training.curves import plot_losses
 from ..training.states import METRICS_FILE, STEP_FILE
-from ..utils.atomic import write_whole
+from ..utils.atomic import write_atomic
 from ..utils.image_files import open_image
 from .card import CURVES_FILE, EXAMPLES_FILE, CardFacts, facts_of_run, write_card
 from .facts import DATA_FILE, RECIPE_FILE, Which, read_options
@@ -172,7 +172,7 @@ def _place(assembled: Path, to: Path) -> None:
         raise PublishError(f"{to}: holds {strangers[0]}, which this publication would not replace; name a new folder")
     to.mkdir(parents=True, exist_ok=True)
     for file in sorted(assembled.iterdir()):
-        write_whole(to / file.name, file.read_bytes())
+        write_atomic(to / file.name, file.read_bytes())
 
 
 # --- the Hub -----------------------------------------------------------------------------------------------------

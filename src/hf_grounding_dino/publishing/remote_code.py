@@ -23,7 +23,7 @@ from ..models.grounding_dino.modeling_grounding_dino import (
 )
 from ..processing.image_processing_grounding_dino import GroundingDinoImageProcessor
 from ..processing.processing_grounding_dino import GroundingDinoProcessor
-from ..utils.atomic import write_whole
+from ..utils.atomic import write_atomic
 
 _MODEL_CLASSES: dict[str, dict[str, type]] = {
     "grounding-dino": {
@@ -109,7 +109,7 @@ def _copy(module: Path, folder: Path) -> Path:
     for node, file in _own_imports(module):
         before = f"from {'.' * node.level}{node.module} import"
         lines[node.lineno - 1] = lines[node.lineno - 1].replace(before, f"from .{_flat_name(file)} import")
-    return write_whole(folder / f"{_flat_name(module)}.py", "".join(lines))
+    return write_atomic(folder / f"{_flat_name(module)}.py", "".join(lines))
 
 
 def _write_entry(folder: Path) -> Path:
@@ -118,7 +118,7 @@ def _write_entry(folder: Path) -> Path:
     for own in _ALL_CLASSES:
         module = Path(sys.modules[own.__module__].__file__ or "")
         lines.append(f"from .{_flat_name(module)} import {own.__name__}\n")
-    return write_whole(folder / f"{_ENTRY}.py", "".join(lines))
+    return write_atomic(folder / f"{_ENTRY}.py", "".join(lines))
 
 
 def _with_classes(values: dict[str, Any], classes: dict[str, type]) -> dict[str, Any]:
@@ -132,4 +132,4 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _write(file: Path, values: dict[str, Any]) -> Path:
-    return write_whole(file, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    return write_atomic(file, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

@@ -31,20 +31,20 @@ from tqdm import tqdm
 from transformers import BertConfig, SwinConfig
 
 from ..data.collate import GroundingCollator
-from ..data.mixture import BatchPlan
 from ..data.readers import open_records
 from ..data.records import RecordSet, SourceEntry
+from ..data.sampling import BatchSampler
 from ..data.shapes import VOCABULARY
 from ..data.tokenizer import build_tokenizer
+from ..data.training_dataset import TrainingDataset, training_batches
 from ..data.training_prompts import PromptSampler, PromptSettings
-from ..data.training_set import TrainingSet, training_batches
 from ..evaluation.records import evaluate_records
 from ..models.grounding_dino.configuration_grounding_dino import MMGroundingDinoConfig
 from ..models.grounding_dino.label_embedding import KEY_IN_MODEL
 from ..models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
 from ..processing.image_processing_grounding_dino import GroundingDinoImageProcessor
 from ..processing.processing_grounding_dino import GroundingDinoProcessor
-from ..utils.atomic import write_whole
+from ..utils.atomic import write_atomic
 from .groups import GroupSettings, parameter_groups
 from .progress import Stopwatch
 from .schedules import ScheduleSettings, build_schedule
@@ -242,14 +242,14 @@ def training_data(
     records = open_records(entry)
     prompts = PromptSettings(negatives=settings.negatives, all_labels=settings.closed)
     steps = training_batches(
-        BatchPlan([records], [entry], batch_size=settings.batch_size, seed=seed),
-        TrainingSet([records], [PromptSampler(records.label_names, processor.tokenizer, prompts)]),
+        BatchSampler([records], [entry], batch_size=settings.batch_size, seed=seed),
+        TrainingDataset([records], [PromptSampler(records.label_names, processor.tokenizer, prompts)]),
         GroundingCollator(processor),
         first_step=0,
         max_steps=settings.steps,
         rank=0,
         world=1,
-        pictures_at_once=settings.batch_size,
+        micro_batch_size=settings.batch_size,
         num_workers=0,
     )
     return (step.micro_batches[0] for step in steps)
@@ -304,7 +304,7 @@ def write_trials(output: Path, settings: ComparisonSettings, trials: Iterable[Tr
         "settings": dataclasses.asdict(settings),
         "trials": [dataclasses.asdict(trial) for trial in trials],
     }
-    write_whole(output / RESULTS_FILE, json.dumps(content, indent=1) + "\n")
+    write_atomic(output / RESULTS_FILE, json.dumps(content, indent=1) + "\n")
 
 
 def read_trials(output: Path, settings: ComparisonSettings) -> list[Trial]:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..inference.canvas import GREY, GRID, INK, Canvas, nice_step
 from ..inference.drawing import Color
-from ..utils.atomic import write_picture, write_whole
+from ..utils.atomic import write_atomic, write_image
 from .comparison import DENOISED, OURS, STOCK, VARIANTS, ComparisonSettings, Score, Trial
 from .curves import Axis, step_text, tick_text, value_axis
 
@@ -37,8 +37,8 @@ class Mean(NamedTuple):
 
 def write_report(output: Path, settings: ComparisonSettings, trials: Sequence[Trial]) -> None:
     """Write `comparison.md` and `comparison.png` of all that is measured so far."""
-    write_whole(output / TABLE_FILE, table(settings, trials))
-    write_picture(output / PLOT_FILE, plot(trials))
+    write_atomic(output / TABLE_FILE, table(settings, trials))
+    write_image(output / PLOT_FILE, plot(trials))
 
 
 def means(trials: Iterable[Trial], variant: str) -> list[Mean]:

@@ -17,16 +17,16 @@ from accelerate.utils import gather_object
 from PIL import Image
 
 from ..data.findings import in_short
-from ..data.images import open_picture
+from ..data.images import load_image
 from ..data.records import DataError, Record, RecordSet
-from ..data.training_set import Skipped, training_batches
+from ..data.training_dataset import Skipped, training_batches
 from ..evaluation.records import evaluate_records
 from ..inference.large_vocabulary import detect
 from ..models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
 from ..publishing.card import CURVES_FILE, EXAMPLES_FILE
 from ..publishing.facts import RECIPE_FILE, set_facts, write_data_facts
 from ..publishing.publish import PublishError, check_access, publish
-from ..utils.atomic import write_picture, write_whole
+from ..utils.atomic import write_atomic, write_image
 from .curves import plot_losses
 from .loop import Actions, train
 from .progress import Progress, Stopwatch
@@ -96,7 +96,7 @@ class Conductor:
             run.claim()
             if not run.resumed:
                 self.folder.trim_metrics(-1)  # of a run that was killed before it had a state
-            write_whole(self.folder.path / RECIPE_FILE, as_yaml(run.recipe))
+            write_atomic(self.folder.path / RECIPE_FILE, as_yaml(run.recipe))
             self._write_data_facts()
         run.accelerator.init_trackers(self.folder.path.name, config=flat_options(run.recipe))
         self.progress = Progress(run.accelerator, self.folder.metrics, run.max_steps, run.first_step)
@@ -133,7 +133,7 @@ class Conductor:
             max_steps=run.max_steps,
             rank=accelerator.process_index,
             world=accelerator.num_processes,
-            pictures_at_once=recipe.pictures_at_once or recipe.batch_size,
+            micro_batch_size=recipe.pictures_at_once or recipe.batch_size,
             num_workers=recipe.num_workers,
         )
         actions = Actions(self.save_state, self.evaluate, self.show_pictures, self.leave_out)
@@ -233,7 +233,7 @@ class Conductor:
         if self.is_main and shown:
             records = shown[0]
             drawings = list(islice(self._drawings(model, records), PICTURES_SHOWN))
-            write_picture(path, snapshot_sheet(drawings))
+            write_image(path, snapshot_sheet(drawings))
         self.run.accelerator.wait_for_everyone()
 
     def _drawings(self, model: GroundingDinoForObjectDetection, records: RecordSet) -> Iterator[Image.Image]:
@@ -241,7 +241,7 @@ class Conductor:
         for i in range(len(records)):
             record = records[i]
             try:
-                image = open_picture(record.image)
+                image = load_image(record.image)
             except ValueError:
                 continue
             names = list(phrases(record)) if record.caption is not None else list(records.label_names)
@@ -293,7 +293,7 @@ class Conductor:
         self._draw(model, self.folder.path / EXAMPLES_FILE)
         curves = plot_losses(self.progress.path) if self.is_main else None
         if curves is not None:
-            write_picture(self.folder.path / CURVES_FILE, curves)
+            write_image(self.folder.path / CURVES_FILE, curves)
         return after
 
     def _publish(self, repo_id: str) -> None:
@@ -321,7 +321,7 @@ class Conductor:
             skipped=[picture._asdict() for picture in run.skipped.values()],
         )
         if self.is_main:
-            write_whole(self.folder.path / REPORT_FILE, json.dumps(report.__dict__, indent=2) + "\n")
+            write_atomic(self.folder.path / REPORT_FILE, json.dumps(report.__dict__, indent=2) + "\n")
         return report
 
 

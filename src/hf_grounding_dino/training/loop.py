@@ -13,7 +13,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..data.training_set import Skipped, StepBatch
+from ..data.training_dataset import Skipped, StepBatch
 from .averaging import MovingAverage
 from .progress import Progress
 from .recipe import Recipe

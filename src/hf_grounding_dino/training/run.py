@@ -20,11 +20,11 @@ from torch import Tensor
 from ..data.augmentation import Augmentation
 from ..data.collate import GroundingCollator
 from ..data.findings import refuse_other_labels
-from ..data.mixture import BatchPlan
 from ..data.readers import open_records
 from ..data.records import DataError, RecordSet, RecordStream, SourceEntry
+from ..data.sampling import BatchSampler
+from ..data.training_dataset import Skipped, TrainingDataset
 from ..data.training_prompts import PromptSampler
-from ..data.training_set import Skipped, TrainingSet
 from ..publishing.facts import RECIPE_FILE
 from .adapters import add_lora
 from .averaging import MovingAverage
@@ -94,7 +94,7 @@ class Run:
         self.processor = start.processor
         self.accelerator = _accelerator(recipe)
         set_seed(recipe.seed)
-        self.plan = BatchPlan(self.data.train, recipe.train, batch_size=recipe.batch_size, seed=recipe.seed)
+        self.plan = BatchSampler(self.data.train, recipe.train, batch_size=recipe.batch_size, seed=recipe.seed)
         self.max_steps = recipe.max_steps or math.ceil((recipe.epochs or 0) * self.plan.steps_per_epoch)
         self.training_set = self._training_set()
         self.trainee, self.saved = self._trainee(start)
@@ -130,15 +130,15 @@ class Run:
         if resume:
             check_unchanged(read_recipe(str(self.folder.path / RECIPE_FILE)), self.recipe)
 
-    def _training_set(self) -> TrainingSet:
+    def _training_set(self) -> TrainingDataset:
         recipe, image_processor = self.recipe, self.processor.image_processor
         samplers = [PromptSampler(s.label_names, self.processor.tokenizer, recipe.prompts) for s in self.data.train]
         if recipe.augmentation is None:
-            return TrainingSet(self.data.train, samplers)
+            return TrainingDataset(self.data.train, samplers)
         edges = (image_processor.size.get("shortest_edge"), image_processor.size.get("longest_edge"))
         if None in edges:
             raise OptionError("the processor of the model does not resize by the shortest edge: set augmentation=null")
-        return TrainingSet(self.data.train, samplers, Augmentation(recipe.augmentation.scaled(*edges)))
+        return TrainingDataset(self.data.train, samplers, Augmentation(recipe.augmentation.scaled(*edges)))
 
     def _trainee(self, start: Start) -> tuple[Trainee, SavedModel]:
         recipe, accelerator = self.recipe, self.accelerator

@@ -22,7 +22,7 @@ _UNFINISHED = ".unfinished"
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A place beside `path` to write to, which replaces what lies at `path` when the block ends, and goes if it fails.
 
     Folders on the way are made.
@@ -45,7 +45,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """An empty folder beside `path`, which takes that name when the block ends, and goes if it fails.
 
     At `path` nothing lies, or an empty folder. Folders on the way are made.
@@ -65,15 +65,15 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def write_whole(path: str | os.PathLike[str], content: str | bytes) -> Path:
+def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> Path:
     """Write a file beside its place and move it there, in place of what lies there; give its path.
 
     Text is written as UTF-8 with line ends as they are. What a failure leaves is removed.
 
     Raises:
-        OSError: as `whole_file`.
+        OSError: as `atomic_file`.
     """
-    with whole_file(path) as unfinished:
+    with atomic_file(path) as unfinished:
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
     return Path(path)
 
@@ -93,14 +93,14 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_picture(path: str | os.PathLike[str], picture: Image.Image) -> Path:
-    """As `write_whole`, a picture as PNG.
+def write_image(path: str | os.PathLike[str], image: Image.Image) -> Path:
+    """As `write_atomic`, an image as PNG.
 
     Raises:
-        OSError: as `whole_file`.
+        OSError: as `atomic_file`.
     """
-    with whole_file(path) as unfinished:
-        picture.save(unfinished, format="PNG")
+    with atomic_file(path) as unfinished:
+        image.save(unfinished, format="PNG")
     return Path(path)
 
 

@@ -35,7 +35,7 @@ def hub_options(model: PreTrainedModel) -> dict[str, Any]:
 
 
 @contextmanager
-def hub_or_cache(name: str) -> Iterator[bool]:
+def offline_fallback(name: str) -> Iterator[bool]:
     """Whether the block is to load from the cache alone (`local_files_only`), because the Hub cannot be reached.
 
     Where the block succeeds so, it is logged. The client by itself tries six times, in 23 seconds, for each file that

@@ -19,7 +19,7 @@ from hf_grounding_dino.data.shapes import write_coco, write_odvg
 from hf_grounding_dino.processing.prompts import clean_name
 
 
-def save_pictures(folder: Path, *names: str) -> None:
+def save_images(folder: Path, *names: str) -> None:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 4)).save(folder / name)
@@ -52,7 +52,7 @@ def read(path: Path, **options: Any) -> RecordSet:
 class TestRecords:
     def test_boxes_and_shuffled_gapped_ids_come_from_the_file_alone(self, tmp_path: Path) -> None:
         """A box xywh (10, 20, 30, 40) is xyxy (10, 20, 40, 60); ids 90, 0, 7 are positions 0, 1, 2."""
-        save_pictures(tmp_path, "5.png", "3.png")
+        save_images(tmp_path, "5.png", "3.png")
         path = write(
             tmp_path,
             [image(5), image(3)],
@@ -82,7 +82,7 @@ class TestRecords:
         assert read(path, name="mine").name == "mine"
 
     def test_crowd_boxes_are_kept_and_marked(self, tmp_path: Path) -> None:
-        save_pictures(tmp_path, "1.png", "2.png")
+        save_images(tmp_path, "1.png", "2.png")
         targets = [box(1, 1, 0, 0, 9, 9, iscrowd=1), box(1, 1, 0, 0, 9, 9, iscrowd=0), box(2, 1, 5, 5, 9, 9)]
         records = read(write(tmp_path, [image(1), image(2)], targets, [category(1, "cat")]))
         crowd = records[0].crowd
@@ -92,7 +92,7 @@ class TestRecords:
         assert [(f.kind, f.what[:6]) for f in records.findings] == [("crowd", "1 of 3")]
 
     def test_images_without_boxes_are_kept(self, tmp_path: Path) -> None:
-        save_pictures(tmp_path, "1.png", "2.png", "3.png")
+        save_images(tmp_path, "1.png", "2.png", "3.png")
         images = [image(1), image(2), image(3)]
         records = read(write(tmp_path, images, [box(2, 1, 0, 0, 9, 9)], [category(1, "cat")]))
         assert [len(records[i].boxes) for i in range(3)] == [0, 1, 0]
@@ -102,9 +102,9 @@ class TestRecords:
         assert [(f.kind, f.what[:6]) for f in records.findings] == [("no boxes", "2 of 3")]
 
     def test_lvis_fields(self, tmp_path: Path) -> None:
-        """Of ids 1, 2, 3: 3 is surely absent from picture 1 and 1 not boxed everywhere; picture 2 says neither."""
-        save_pictures(tmp_path / "train2017", "000000000001.png")
-        save_pictures(tmp_path, "2.png")
+        """Of ids 1, 2, 3: 3 is surely absent from image 1 and 1 not boxed everywhere; image 2 says neither."""
+        save_images(tmp_path / "train2017", "000000000001.png")
+        save_images(tmp_path, "2.png")
         url = "http://images.cocodataset.org/train2017/000000000001.png"
         first = {"id": 1, "coco_url": url, "neg_category_ids": [3], "not_exhaustive_category_ids": [1]}
         targets = [box(1, n, 0, 0, 9, 9) for n in (1, 2)] + [box(2, 3, 0, 0, 9, 9)]
@@ -119,7 +119,7 @@ class TestRecords:
         assert inside[0].image == tmp_path / "train2017" / "000000000001.png"
 
     def test_a_label_map_renames(self, tmp_path: Path) -> None:
-        save_pictures(tmp_path, "1.png")
+        save_images(tmp_path, "1.png")
         targets = [box(1, 1, 0, 0, 9, 9), box(1, 2, 0, 0, 9, 9)]
         path = write(tmp_path, [image(1)], targets, [category(1, "zb_01"), category(2, "sea_horse")])
         words = tmp_path / "words.json"
@@ -138,7 +138,7 @@ class TestRecords:
         assert torch.equal(copy[1].boxes, records[1].boxes)
 
 
-def test_coco_and_odvg_of_the_same_pictures_are_equal(tmp_path: Path) -> None:
+def test_coco_and_odvg_of_the_same_images_are_equal(tmp_path: Path) -> None:
     coco = write_coco(tmp_path / "coco", count=5, seed=3, split="train")
     odvg = write_odvg(tmp_path / "odvg", count=5, seed=3, split="train", task="detection")
     first = read(coco, images=str(tmp_path / "coco" / "images"))
@@ -167,14 +167,14 @@ def test_coco_and_odvg_of_the_same_pictures_are_equal(tmp_path: Path) -> None:
 
 def messy(folder: Path) -> Path:
     """Each kind of thing that can be wrong, once, but for 23 boxes of category 77."""
-    save_pictures(folder, "1.png", "2.png", "3.png")
+    save_images(folder, "1.png", "2.png", "3.png")
     targets = [
         box(1, 1, 10, 10, 20, 20),
         box(1, 1, 10, 10, 20, 20),  # duplicate box
         box(1, 2, 10, 10, 20, 20),
         box(1, 1, 90, 70, 20.5, 5),  # outside box: to 110.5 of 100
         box(1, 1, 5, 5, 0.5, 9),  # empty box: half a pixel
-        box(1, 1, 100, 5, 10, 9),  # empty box: beside the picture
+        box(1, 1, 100, 5, 10, 9),  # empty box: beside the image
         box(1, 1, 1, 2, 3),  # malformed box: three numbers
         box(1, 1, 1, float("nan"), 3, 4),  # malformed box
         {"image_id": 1, "category_id": 1},  # malformed box: none
@@ -182,7 +182,7 @@ def messy(folder: Path) -> Path:
         *[box(1, 77, i, 0, 9, 9) for i in range(23)],  # unknown category
         box(2, 1, 0, 0, 9, 9, iscrowd=1),  # crowd
         box(3, 1, 0, 0, 9, 9),
-        box(4, 1, 0, 0, 9, 9),  # of a picture that is not there
+        box(4, 1, 0, 0, 9, 9),  # of an image that is not there
         box(99, 1, 0, 0, 9, 9),  # missing image: not listed
         "text",  # malformed entry
     ]
@@ -213,7 +213,7 @@ class TestFindings:
         assert by_kind["unknown category"].what == "and 3 more"
         assert by_kind["unused category"].what.startswith("'cow'")
         assert by_kind["outside box"].where == f"{path}, image 1"
-        assert by_kind["outside box"].what == "box 4 [90, 70, 20.5, 5] leaves the picture; clipped"
+        assert by_kind["outside box"].what == "box 4 [90, 70, 20.5, 5] leaves the image; clipped"
         assert by_kind["gapped ids"].what == "3 category ids from 1 to 9, 6 left out"
         assert all("\n" not in finding.what for finding in findings)
         assert len(records) == 4
@@ -247,7 +247,7 @@ class TestFindings:
         assert checked.boxes.tolist() == [[1, 2, 30, 40]]
         assert [finding.kind for finding in log.findings] == ["malformed box"]
 
-    def test_random_boxes_end_inside_the_picture(self) -> None:
+    def test_random_boxes_end_inside_the_image(self) -> None:
         rng = np.random.default_rng(0)
         raw = rng.uniform(-50, 150, size=(200, 4)).tolist()
         checked = checked_boxes(raw, [0] * 200, size=(100, 80), where="here", log=FindingLog("a"))
@@ -293,17 +293,17 @@ class TestRefusals:
         with pytest.raises(DataError, match=r"none\.json: No such file"):
             read(tmp_path / "none.json")
         path = write(tmp_path, [image(1)], [], [category(1, "cat")])
-        with pytest.raises(DataError, match=r"set\.json: its pictures should be in .*nowhere, which is not a folder"):
+        with pytest.raises(DataError, match=r"set\.json: its images should be in .*nowhere, which is not a folder"):
             read(path, images=str(tmp_path / "nowhere"))
 
-    def test_all_pictures_missing(self, tmp_path: Path) -> None:
+    def test_all_images_missing(self, tmp_path: Path) -> None:
         path = write(tmp_path, [image(1)], [box(1, 1, 0, 0, 9, 9)], [category(1, "cat")])
         with pytest.raises(DataError, match=r"set\.json: no image can be used; first finding: missing image, .*1\.png"):
             read(path)
 
     def test_the_reason_given_is_what_took_the_boxes(self, tmp_path: Path) -> None:
         """Gapped ids come up first and harm nothing; the unknown category is why."""
-        save_pictures(tmp_path, "1.png")
+        save_images(tmp_path, "1.png")
         path = write(tmp_path, [image(1)], [box(1, 2, 5, 5, 9, 9)], [category(1, "cat"), category(4, "dog")])
         with pytest.raises(
             DataError, match=r"no box is valid; first finding: unknown category, .*image 1: box 1: .* 2"
@@ -311,7 +311,7 @@ class TestRefusals:
             read(path)
 
     def test_all_boxes_invalid(self, tmp_path: Path) -> None:
-        save_pictures(tmp_path, "1.png")
+        save_images(tmp_path, "1.png")
         path = write(tmp_path, [image(1)], [box(1, 1, 50, 50, 0, 0)], [category(1, "cat")])
         with pytest.raises(DataError, match=r"set\.json: no box is valid; first finding: empty box"):
             read(path)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset
 
-from hf_grounding_dino.data.images import open_picture
+from hf_grounding_dino.data.images import load_image
 from hf_grounding_dino.data.readers import open_records
 from hf_grounding_dino.data.records import DataError, Record, RecordSet, RecordStream, SourceEntry
 
@@ -42,7 +42,7 @@ def objects(*boxes: Sequence[float], categories: Sequence[Any] | None = None, **
 
 
 def save_parquet(path: Path, rows: list[dict[str, Any]], category: Any = LABELS) -> Path:
-    """Rows without a picture get one of 100 x 80 pixels whose red is their number."""
+    """Rows without an image get one of 100 x 80 pixels whose red is their number."""
     rows = [{"image": {"bytes": png(red=i), "path": None}, **row} for i, row in enumerate(rows)]
     table = datasets.Dataset.from_list(rows)
     columns: dict[str, Any] = {**table.features, "image": datasets.Image()}
@@ -73,11 +73,11 @@ def kinds(records: RecordSet | RecordStream) -> list[str]:
 
 
 def red(record: Record) -> int:
-    return int(open_picture(record.image).getpixel((0, 0))[0])  # type: ignore[index]
+    return int(load_image(record.image).getpixel((0, 0))[0])  # type: ignore[index]
 
 
 class TestDetection:
-    def test_boxes_names_and_embedded_pictures(self, tmp_path: Path) -> None:
+    def test_boxes_names_and_embedded_images(self, tmp_path: Path) -> None:
         """A box xywh (10, 20, 30, 40) is xyxy (10, 20, 40, 60)."""
         rows = [
             {"objects": objects([10, 20, 30, 40], [0, 0, 100, 80], categories=[1, 0])},
@@ -93,7 +93,7 @@ class TestDetection:
         assert isinstance(records[0].image, bytes) and records[1].image_id == 1
         assert records.findings == ()
 
-    def test_pictures_without_boxes_are_kept(self, tmp_path: Path) -> None:
+    def test_images_without_boxes_are_kept(self, tmp_path: Path) -> None:
         rows = [{"objects": objects([1, 2, 3, 4])}, {"objects": {"bbox": [], "category": []}}, {"objects": None}]
         records = read(save_parquet(tmp_path / "a.parquet", rows))
         assert [len(records[i].boxes) for i in range(3)] == [1, 0, 0]
@@ -145,15 +145,15 @@ class TestDetection:
 
 
 class TestLayout:
-    """In a picture of 100 x 80 the xyxy box (60, 50, 90, 70), read as xywh, would end at (150, 120)."""
+    """In an image of 100 x 80 the xyxy box (60, 50, 90, 70), read as xywh, would end at (150, 120)."""
 
     def test_xyxy_is_recognised(self, tmp_path: Path) -> None:
         rows = [{"objects": objects([60, 50, 90, 70])}, {"objects": objects([1, 2, 3, 4])}] * 2
         rows += [{"objects": objects([70, 50, 90, 70])}]
         path = save_parquet(tmp_path / "a.parquet", rows)
-        with pytest.raises(DataError, match=r"in 3 of 5 pictures .* look like xyxy"):
+        with pytest.raises(DataError, match=r"in 3 of 5 images .* look like xyxy"):
             read(path)
-        with pytest.raises(DataError, match=r"in 3 of 5 pictures .* look like xyxy"):
+        with pytest.raises(DataError, match=r"in 3 of 5 images .* look like xyxy"):
             stream(path)
 
     def test_half_of_them_is_not_most(self, tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ class TestSources:
     ROWS = [{"objects": objects([1, 2, 3, 4])}, {"objects": objects([5, 5, 9, 9])}]
 
     @pytest.mark.parametrize("streaming", [False, True])
-    def test_a_folder_of_pictures_with_metadata(self, tmp_path: Path, streaming: bool) -> None:
+    def test_a_folder_of_images_with_metadata(self, tmp_path: Path, streaming: bool) -> None:
         for i, split in enumerate(("train", "train", "validation")):
             folder = tmp_path / "set" / split
             folder.mkdir(parents=True, exist_ok=True)
@@ -222,7 +222,7 @@ class TestSources:
 
     @pytest.mark.parametrize(
         ("name", "message"),
-        [("gone.parquet", "cannot be loaded"), ("a.xlsx", "ends in none of"), ("names.csv", "none is a picture")],
+        [("gone.parquet", "cannot be loaded"), ("a.xlsx", "ends in none of"), ("names.csv", "none is an image")],
     )
     def test_what_cannot_be_loaded(self, tmp_path: Path, name: str, message: str) -> None:
         (tmp_path / "a.xlsx").write_bytes(b"")
@@ -253,7 +253,7 @@ class _Torch(IterableDataset[int]):
 
 
 class TestStreams:
-    """Ten pictures, in one file or five; their reds are 0 to 9."""
+    """Ten images, in one file or five; their reds are 0 to 9."""
 
     @pytest.fixture(params=[1, 5])
     def records(self, request: pytest.FixtureRequest, tmp_path: Path) -> RecordStream:

@@ -68,7 +68,7 @@ def described(records: RecordSet) -> list[list[tuple[str, list[float]]]]:
     return [boxes(records[i]) for i in range(len(records))]
 
 
-def test_the_same_pictures_in_four_layouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_images_in_four_layouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """YOLO has six decimals of the width and the height: 1e-6 of 640 pixels, and once more for half a side."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     root = tmp_path / "set"

@@ -37,7 +37,7 @@ def read(folder: Path, images: list[Any], annotations: list[Any]) -> RecordSet:
     return records
 
 
-def test_captions_of_one_picture_with_spans(folder: Path) -> None:
+def test_captions_of_one_image_with_spans(folder: Path) -> None:
     """A box xywh (10, 20, 30, 40) is xyxy (10, 20, 40, 60); the leading blank moves " a man" and its span by one."""
     images = [
         entry(7, " a man with a hat", original_img_id=3, tokens_positive_eval=[[[1, 6]], [[12, 17]]]),

@@ -16,7 +16,7 @@ from hf_grounding_dino.data.readers.captions import find_phrase
 from hf_grounding_dino.data.records import DataError, RecordSet, SourceEntry
 from hf_grounding_dino.data.shapes import ShapesDataset, write_odvg
 
-PICTURE = {"filename": "a.png", "height": 80, "width": 100}
+IMAGE = {"filename": "a.png", "height": 80, "width": 100}
 
 
 @pytest.fixture
@@ -40,11 +40,11 @@ def read(path: Path, **options: Any) -> RecordSet:
 
 
 def detect(*instances: Any, filename: str = "a.png", **more: Any) -> dict[str, Any]:
-    return {**PICTURE, "filename": filename, "detection": {"instances": list(instances)}, **more}
+    return {**IMAGE, "filename": filename, "detection": {"instances": list(instances)}, **more}
 
 
 def ground(caption: str, *regions: Any, **more: Any) -> dict[str, Any]:
-    return {**PICTURE, "grounding": {"caption": caption, "regions": list(regions)}, **more}
+    return {**IMAGE, "grounding": {"caption": caption, "regions": list(regions)}, **more}
 
 
 def region(bbox: Any, *spans: Any, **more: Any) -> dict[str, Any]:
@@ -161,7 +161,7 @@ class TestGrounding:
         assert records[1].spans == ()
         assert kinds(records) == ["empty box", "malformed entry", "no boxes"]
 
-    def test_one_picture_may_have_many_captions(self, folder: Path) -> None:
+    def test_one_image_may_have_many_captions(self, folder: Path) -> None:
         lines = [ground("a cat", region([1, 1, 9, 9], [2, 5])), ground("a tail", region([3, 3, 9, 9], [2, 6]))]
         records = read(write(folder, *lines))
         assert [records[i].caption for i in range(len(records))] == ["a cat", "a tail"]
@@ -260,7 +260,7 @@ class TestRefusals:
         with pytest.raises(DataError, match=r"set\.jsonl: no line has 'detection' or 'grounding'"):
             read(write(folder))
 
-    def test_all_pictures_missing(self, folder: Path) -> None:
+    def test_all_images_missing(self, folder: Path) -> None:
         path = write(folder, ground("a cat", region([1, 1, 9, 9], [2, 5]), filename="x.png"))
         with pytest.raises(DataError, match=r"set\.jsonl: no image can be used; first finding: missing image"):
             read(path)

@@ -1,4 +1,4 @@
-"""Pascal VOC folders read into records: pixels counted from 1, splits as lists of names, pictures found."""
+"""Pascal VOC folders read into records: pixels counted from 1, splits as lists of names, images found."""
 
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ CAT = part("cat", (1, 1, 10, 20))
 
 
 def test_pixels_are_counted_from_1_and_ends_are_inclusive(tmp_path: Path) -> None:
-    """Columns 1 to 10 are x from 0 to 10; the whole picture is 1 to 100 and 1 to 80."""
+    """Columns 1 to 10 are x from 0 to 10; the whole image is 1 to 100 and 1 to 80."""
     save(tmp_path, "a", part("dog", (1, 1, 10, 20)), part("cat", (1, 1, 100, 80)))
     records = read(tmp_path)
     assert records[0].boxes.tolist() == [[0, 0, 10, 20], [0, 0, 100, 80]]
@@ -92,7 +92,7 @@ class TestSplits:
         assert ids(records) == ["a", "b"] and len(records[1].boxes) == 0
         assert [finding.kind for finding in records.findings] == ["no boxes"]
 
-    def test_a_folder_for_each_split_with_pictures_beside_the_files(self, tmp_path: Path) -> None:
+    def test_a_folder_for_each_split_with_images_beside_the_files(self, tmp_path: Path) -> None:
         path = save(tmp_path, "a", CAT)
         (tmp_path / "valid").mkdir()
         path.rename(tmp_path / "valid" / "a.xml")
@@ -103,12 +103,12 @@ class TestSplits:
         assert ids(records) == ["a"] and records[0].image == tmp_path / "valid" / "a.jpg"
 
 
-class TestPictures:
-    def test_a_renamed_picture_is_found_by_the_name_of_the_xml(self, tmp_path: Path) -> None:
+class TestImages:
+    def test_a_renamed_image_is_found_by_the_name_of_the_xml(self, tmp_path: Path) -> None:
         save(tmp_path, "a", CAT, filename="C:\\old\\b.png")
         assert read(tmp_path)[0].image == tmp_path / "JPEGImages" / "a.jpg"
 
-    def test_missing_pictures_are_left_out(self, tmp_path: Path) -> None:
+    def test_missing_images_are_left_out(self, tmp_path: Path) -> None:
         save(tmp_path, "a", CAT)
         path = save(tmp_path, "b", CAT)
         (tmp_path / "JPEGImages" / "b.jpg").unlink()
@@ -154,9 +154,9 @@ class TestRefusals:
 def test_folders_below_annotations(tmp_path: Path) -> None:
     """Annotations/a/1.xml goes with JPEGImages/a/1.jpg and not with b/1.jpg, whose name is the same."""
     for folder, width in (("a", 40), ("b", 60)):
-        picture = tmp_path / "JPEGImages" / folder / "1.jpg"
-        picture.parent.mkdir(parents=True)
-        Image.new("RGB", (width, 30)).save(picture)
+        image = tmp_path / "JPEGImages" / folder / "1.jpg"
+        image.parent.mkdir(parents=True)
+        Image.new("RGB", (width, 30)).save(image)
         xml = tmp_path / "Annotations" / folder / "1.xml"
         xml.parent.mkdir(parents=True)
         box = "<bndbox><xmin>2</xmin><ymin>3</ymin><xmax>20</xmax><ymax>25</ymax></bndbox>"

@@ -10,7 +10,7 @@ FORMATS = ("coco", "odvg", "mdetr", "yolo", "voc", "datasets", "shapes")
 
 
 def open_records(entry: SourceEntry) -> RecordSet | RecordStream:
-    """Read the annotations of a data set; its pictures are opened when they are asked for.
+    """Read the annotations of a data set; its images are opened when they are asked for.
 
     Raises:
         DataError: an unknown format, or files that cannot be read as one.

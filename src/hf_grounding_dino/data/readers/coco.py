@@ -16,12 +16,12 @@ from .common import (
     as_integer,
     category_number,
     clean_names,
+    image_size,
     named_boxes,
-    picture_size,
     read_document,
     read_json,
 )
-from .packed import PackedRecords, Picture, RecordPacker
+from .packed import ImageEntry, PackedRecords, RecordPacker
 
 
 def read(entry: SourceEntry) -> PackedRecords:
@@ -29,11 +29,11 @@ def read(entry: SourceEntry) -> PackedRecords:
 
     Names are cleaned for prompts where they stay different (`clean_names`), or replaced by those of `label_map`, a JSON
     object {"name in the file": "words"}. Crowd boxes are kept and marked. `neg_category_ids` and
-    `not_exhaustive_category_ids` (LVIS) become `absent` and `incomplete`; LVIS pictures without `file_name` are found
+    `not_exhaustive_category_ids` (LVIS) become `absent` and `incomplete`; LVIS images without `file_name` are found
     by their `coco_url`.
 
     Raises:
-        DataError: no COCO JSON, no categories, a label map that does not match, no picture, or no valid box.
+        DataError: no COCO JSON, no categories, a label map that does not match, no listed, or no valid box.
     """
     path = Path(entry.annotations)
     log = FindingLog(path)
@@ -45,9 +45,9 @@ def read(entry: SourceEntry) -> PackedRecords:
     positions = {number: i for i, number in enumerate(categories)}
     for image, targets in images_with_annotations(document, path, log):
         where = f"{path}, image {image['id']}"
-        if picture := listed_picture(image, where, folder, log):
-            picture = picture._replace(**_federated(image, positions, where, log))
-            _add(packer, picture, targets, positions, where, log)
+        if listed := listed_image(image, where, folder, log):
+            listed = listed._replace(**_federated(image, positions, where, log))
+            _add(packer, listed, targets, positions, where, log)
     return packer.finish(set_name(entry, path), folder.root, log, categories, words=words)
 
 
@@ -81,15 +81,15 @@ def images_with_annotations(
     return [(image, annotations.get(image_id, [])) for image_id, image in images.items()]
 
 
-def listed_picture(image: dict[str, Any], where: str, folder: ImageFolder, log: FindingLog) -> Picture | None:
-    """The picture of an image entry, or None, with a finding, where it has no file or the file is not there."""
+def listed_image(image: dict[str, Any], where: str, folder: ImageFolder, log: FindingLog) -> ImageEntry | None:
+    """The image of an image entry, or None, with a finding, where it has no file or the file is not there."""
     name = _file_name(image, folder, where)
     if name is None:
         log.add("malformed entry", where, "has neither a file_name nor a coco_url; left out")
         return None
     if not folder.check(name, where, log):
         return None
-    return Picture(image["id"], name, picture_size(image.get("width"), image.get("height"), where, log))
+    return ImageEntry(image["id"], name, image_size(image.get("width"), image.get("height"), where, log))
 
 
 def _file_name(image: dict[str, Any], folder: ImageFolder, where: str) -> str | None:
@@ -115,7 +115,7 @@ def area_of(annotation: dict[str, Any]) -> float:
 
 def _add(
     packer: RecordPacker,
-    picture: Picture,
+    listed: ImageEntry,
     annotations: list[dict[str, Any]],
     positions: dict[int, int],
     where: str,
@@ -127,9 +127,9 @@ def _add(
     # A crowd box is no duplicate of a single object's.
     names = [label if label is None else (label, group) for label, group in zip(labels, crowd, strict=True)]
     boxes = [annotation.get("bbox") for annotation in annotations]
-    checked = named_boxes(boxes, names, written, size=picture.size, where=where, log=log, layout="xywh")
+    checked = named_boxes(boxes, names, written, size=listed.size, where=where, log=log, layout="xywh")
     packer.add(
-        picture,
+        listed,
         checked.boxes,
         [labels[i] for i in checked.kept],
         [crowd[i] for i in checked.kept],
@@ -138,7 +138,7 @@ def _add(
 
 
 def _federated(image: dict[str, Any], positions: dict[int, int], where: str, log: FindingLog) -> dict[str, Any]:
-    """What LVIS says of a picture: categories that are not in it, and categories of which boxes are missing."""
+    """What LVIS says of an image: categories that are not in it, and categories of which boxes are missing."""
     said = {}
     for field, key in (("absent", "neg_category_ids"), ("incomplete", "not_exhaustive_category_ids")):
         if not isinstance(image.get(key), list):

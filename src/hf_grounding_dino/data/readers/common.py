@@ -1,4 +1,4 @@
-"""What readers share: JSON files, findings, boxes checked against the picture, names, folders of pictures."""
+"""What readers share: JSON files, findings, boxes checked against the image, names, folders of images."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ MIN_SIDE: Final = 1.0
 """Pixels that a box must have in width and in height (recipe of mmdet's ODVG data set)."""
 
 OUTSIDE_TOLERANCE: Final = 0.1
-"""Pixels by which a box may leave its picture unmentioned: files round to two decimals. It is clipped all the same."""
+"""Pixels by which a box may leave its image unmentioned: files round to two decimals. It is clipped all the same."""
 
 _ROUNDING: Final = 1e-6
 _ODDITIES: Final[dict[FindingKind, str]] = {
     "malformed box": "is not four finite numbers; dropped",
-    "empty box": "has no pixel in the picture; dropped",
+    "empty box": "has no pixel in the image; dropped",
     "duplicate box": "is there already; kept once",
-    "outside box": "leaves the picture; clipped",
+    "outside box": "leaves the image; clipped",
 }
-# What takes boxes or pictures away; of kinds that are as frequent, the earlier one is the cause.
+# What takes boxes or images away; of kinds that are as frequent, the earlier one is the cause.
 _LOSSES: Final[tuple[FindingKind, ...]] = (
     "unknown category", "no category", "malformed box", "empty box", "span past the end", "empty phrase", "no phrase",
     "missing image", "unreadable image", "malformed entry", "no boxes",
@@ -159,13 +159,13 @@ def category_number(value: object) -> int:
     return -1 if number is None else number
 
 
-def picture_size(width: object, height: object, where: str, log: FindingLog) -> tuple[int, int] | None:
+def image_size(width: object, height: object, where: str, log: FindingLog) -> tuple[int, int] | None:
     """(width, height) in pixels, None where the file has none; anything but two positive numbers is "wrong size"."""
     if width is None and height is None:
         return None
     size = as_integer(width), as_integer(height)
     if size[0] is None or size[1] is None or min(size[0], size[1]) < 1 or max(size[0], size[1]) >= 2**31:
-        log.add("wrong size", where, f"width {width!r} and height {height!r} are no size of a picture; not used")
+        log.add("wrong size", where, f"width {width!r} and height {height!r} are no size of an image; not used")
         return None
     return size[0], size[1]
 
@@ -191,16 +191,16 @@ def checked_boxes(
     layout: Literal["xyxy", "xywh"] = "xyxy",
     numbers: Sequence[int] | None = None,
 ) -> CheckedBoxes:
-    """Turn a picture's boxes as a file has them into boxes of a record, and note what is odd.
+    """Turn an image's boxes as a file has them into boxes of a record, and note what is odd.
 
-    Wrong lengths, non-numbers and NaN are "malformed box" and dropped; what leaves the picture is clipped ("outside
+    Wrong lengths, non-numbers and NaN are "malformed box" and dropped; what leaves the image is clipped ("outside
     box"); sides below one pixel after that are "empty box" and dropped; a box that repeats an earlier one under the
     same name is "duplicate box" and dropped. One box has one finding at most.
 
     Args:
         raw: Boxes in pixels, four numbers each, in `layout`.
         names: For each box what it is called by, a label or spans; only boxes with equal names are duplicates.
-        size: (width, height) of the picture; unknown, boxes are clipped at 0 alone.
+        size: (width, height) of the image; unknown, boxes are clipped at 0 alone.
         where: The file, and the image or line in it.
         log: Takes the findings.
         layout: Corners, or the upper left corner and the sides.
@@ -229,7 +229,7 @@ def checked_boxes(
 
 
 def _oddity(outside: float, side: float, seen: bool) -> FindingKind | None:
-    """What is odd about a box that left its picture by `outside` pixels and has sides of at least `side`."""
+    """What is odd about a box that left its image by `outside` pixels and has sides of at least `side`."""
     if math.isnan(outside):
         return "malformed box"
     if side < MIN_SIDE - _ROUNDING:
@@ -316,7 +316,7 @@ def note_unused(names: Sequence[str], used: Sequence[int] | npt.NDArray[np.int64
 
 
 class ImageFolder:
-    """Which pictures are there: each folder is listed once, however many pictures are asked for."""
+    """Which images are there: each folder is listed once, however many images are asked for."""
 
     def __init__(self, root: str | os.PathLike[str], annotations: str | os.PathLike[str]) -> None:
         """`root` is the folder that names in the file `annotations` start from.
@@ -328,10 +328,10 @@ class ImageFolder:
         self.annotations = os.fspath(annotations)
         self._listed: dict[str, frozenset[str]] = {}
         if not self.root.is_dir():
-            raise DataError(f"{self.annotations}: its pictures should be in {self.root}, which is not a folder")
+            raise DataError(f"{self.annotations}: its images should be in {self.root}, which is not a folder")
 
     def path(self, name: str) -> Path:
-        """Where a picture would be."""
+        """Where an image would be."""
         return self.root / name
 
     def has(self, name: str, where: str | None = None) -> bool:
@@ -347,7 +347,7 @@ class ImageFolder:
         return base in self._listed[folder]
 
     def check(self, name: str, where: str, log: FindingLog) -> bool:
-        """As `has`; a picture that is not there is the finding "missing image"."""
+        """As `has`; an image that is not there is the finding "missing image"."""
         there = self.has(name, where)
         if not there:
             log.add("missing image", where, f"{self.path(name)} is not there; left out")

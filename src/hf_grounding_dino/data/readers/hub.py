@@ -1,4 +1,4 @@
-"""Sets that Hugging Face `datasets` reads: from the Hub, a folder of pictures, parquet, JSON, or `save_to_disk`."""
+"""Sets that Hugging Face `datasets` reads: from the Hub, a folder of images, parquet, JSON, or `save_to_disk`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from PIL import Image
 
 from ..images import remote_content
 from ..records import DataError, Finding, ImageSource, Record, SourceEntry
-from .common import FindingLog, clean_names, picture_size, refuse_useless
+from .common import FindingLog, clean_names, image_size, refuse_useless
 from .headers import upright_size
 from .names import read_names
-from .packed import PackedRecords, Picture, RecordPacker
+from .packed import ImageEntry, PackedRecords, RecordPacker
 from .rows import CATEGORY_COLUMNS, LayoutWatch, RowReader, as_columns, column_of, row_id
 from .stray_names import refuse_stray
 
@@ -43,7 +43,7 @@ class _Labels(NamedTuple):
 
 
 class _Images(NamedTuple):
-    """The column of the pictures, the folder that paths in it start from, and whether `datasets` made the paths."""
+    """The column of the images, the folder that paths in it start from, and whether `datasets` made the paths."""
 
     column: str
     folder: Path
@@ -51,22 +51,22 @@ class _Images(NamedTuple):
 
 
 def read(entry: SourceEntry) -> HubRecords | HubStream:
-    """Read a set that `datasets` reads; its pictures stay encoded, and are not read before they are asked for.
+    """Read a set that `datasets` reads; its images stay encoded, and are not read before they are asked for.
 
-    The picture is the column of type Image, or a path in `file_name`, `image`, `image_path`, `path` or `filename`,
+    The image is the column of type Image, or a path in `file_name`, `image`, `image_path`, `path` or `filename`,
     which starts in `images` or, left out, in the folder of the annotations. Beside it stand either
 
     - `objects`, a mapping of lists or a list of mappings: `bbox` (xywh in pixels, unless `bbox_format` in them says
       "xyxy"), `category` (a ClassLabel, a number that `label_map` names, or a name) and, where there are any, `area`
-      and `iscrowd`; missing, None or empty, the picture has no box; or
+      and `iscrowd`; missing, None or empty, the image has no box; or
     - `caption` and `phrases`: `phrase`, `tokens_positive` ([[start, end], ...]; left out, the phrase is looked up in
       the caption) and `bbox` (xyxy, one or a list).
 
-    Sizes are the columns `width` and `height`, or are read from the heads of the pictures. The image id is `image_id`
+    Sizes are the columns `width` and `height`, or are read from the heads of the images. The image id is `image_id`
     or `id`, or the row's number from 0. With `streaming` the findings grow while records are read.
 
     Raises:
-        DataError: nothing that can be loaded, no such split, no column of pictures or boxes, labels without names,
+        DataError: nothing that can be loaded, no such split, no column of images or boxes, labels without names,
             boxes that look like xyxy, or no valid box at all.
     """
     data = _load(entry)
@@ -96,10 +96,10 @@ def read(entry: SourceEntry) -> HubRecords | HubStream:
 
 @dataclass(frozen=True)
 class HubRecords:
-    """A `RecordSet` whose boxes are in memory and whose pictures stay in the table.
+    """A `RecordSet` whose boxes are in memory and whose images stay in the table.
 
-    packed: all but the pictures.
-    table: the column of the pictures.
+    packed: all but the images.
+    table: the column of the images.
     rows: the row of each record.
     """
 
@@ -132,7 +132,7 @@ class HubRecords:
         return replace(record, image=_source(value, self.folder))
 
     def size(self, index: int) -> tuple[int, int] | None:
-        """(width, height) as the table or the head of the picture says."""
+        """(width, height) as the table or the head of the image says."""
         return self.packed.size(index)
 
 
@@ -153,7 +153,7 @@ def _read_table(
         if boxes:
             seen.add(image_id)
             rows.append(number)
-            packer.add(Picture(image_id, "", size, boxes.caption), *boxes[:4])
+            packer.add(ImageEntry(image_id, "", size, boxes.caption), *boxes[:4])
     watch.check()
     names = dict(zip(labels.ids, labels.names, strict=True))
     packed = packer.finish(_name(entry), images.folder, log, names, words=labels.names)
@@ -164,10 +164,10 @@ def _read_table(
 
 
 def _rows_with_heads(data: datasets.Dataset, images: _Images) -> Iterator[tuple[dict[str, Any], Any]]:
-    """Each row without its picture, and the picture as what `_size` reads: a table's bytes are not copied."""
-    pictures = data.select_columns([images.column]).with_format("arrow").iter(batch_size=_READ_AT_ONCE)
+    """Each row without its image, and the image as what `_size` reads: a table's bytes are not copied."""
+    cells = data.select_columns([images.column]).with_format("arrow").iter(batch_size=_READ_AT_ONCE)
     others = data.remove_columns([images.column]).iter(batch_size=_READ_AT_ONCE)
-    for table, columns in zip(pictures, others, strict=True):
+    for table, columns in zip(cells, others, strict=True):
         heads = _heads(table[images.column], images.folder)
         for head, values in zip(heads, zip(*columns.values(), strict=True), strict=True):
             yield dict(zip(columns, values, strict=True)), head
@@ -307,7 +307,7 @@ def _images(features: Mapping[str, Any], first: Mapping[str, Any], entry: Source
     column = next(iter([*typed, *(name for name in _FILE_COLUMNS if name in first)]), None)
     if column is None:
         named = ", ".join(first)
-        raise DataError(f"{entry.annotations}: has columns {named}; none is a picture, nor a path called file_name")
+        raise DataError(f"{entry.annotations}: has columns {named}; none is an image, nor a path called file_name")
     path = Path(entry.annotations)
     folder = Path(entry.images) if entry.images else path if path.is_dir() else path.parent
     return _Images(column, folder, column in typed)
@@ -348,11 +348,11 @@ def _name(entry: SourceEntry) -> str:
     return entry.name or (path.stem if path.exists() else entry.annotations)
 
 
-# --- pictures ----------------------------------------------------------------------------------------------------
+# --- images ----------------------------------------------------------------------------------------------------
 
 
 def _source(value: Any, folder: Path) -> ImageSource:
-    """A cell of the column of pictures as what can be opened; ValueError where its address cannot be had."""
+    """A cell of the column of images as what can be opened; ValueError where its address cannot be had."""
     if isinstance(value, Image.Image):
         return value
     if isinstance(value, Mapping):
@@ -365,19 +365,19 @@ def _source(value: Any, folder: Path) -> ImageSource:
     return folder / str(value)
 
 
-def _size(row: Mapping[str, Any], picture: Any, images: _Images, where: str, log: FindingLog) -> tuple[int, int] | None:
-    """What the row says, or the head of the picture; None, with a finding, where it cannot be used."""
+def _size(row: Mapping[str, Any], image: Any, images: _Images, where: str, log: FindingLog) -> tuple[int, int] | None:
+    """What the row says, or the head of the image; None, with a finding, where it cannot be used."""
     # Where `datasets` made the paths, absolute ones lead to what it loaded.
-    if isinstance(picture, Path) and (not images.typed or ".." in picture.parts):
-        refuse_stray(str(picture.absolute()), images.folder, where)
-    if isinstance(picture, Path) and not picture.is_file():
-        log.add("missing image", where, f"{picture} is not there; left out")
+    if isinstance(image, Path) and (not images.typed or ".." in image.parts):
+        refuse_stray(str(image.absolute()), images.folder, where)
+    if isinstance(image, Path) and not image.is_file():
+        log.add("missing image", where, f"{image} is not there; left out")
         return None
-    stated = picture_size(row.get("width"), row.get("height"), where, log)
-    if stated or isinstance(picture, Image.Image):
-        return stated or picture.size
+    stated = image_size(row.get("width"), row.get("height"), where, log)
+    if stated or isinstance(image, Image.Image):
+        return stated or image.size
     try:
-        return upright_size(picture)
+        return upright_size(image)
     except ValueError as error:
         log.add("unreadable image", where, f"{error}; left out")
         return None

@@ -7,13 +7,13 @@ from typing import Any
 
 from ..records import SourceEntry, set_name
 from .captions import Caption, checked_spans, strip_caption
-from .coco import area_of, images_with_annotations, is_crowd, listed_picture
+from .coco import area_of, images_with_annotations, is_crowd, listed_image
 from .common import FindingLog, ImageFolder, as_integer, checked_boxes, read_document
-from .packed import PackedRecords, Picture, RecordPacker, Spans
+from .packed import ImageEntry, PackedRecords, RecordPacker, Spans
 
 
 def read(entry: SourceEntry) -> PackedRecords:
-    """Read an MDETR-style file: a record for each caption, so that a picture may come up many times.
+    """Read an MDETR-style file: a record for each caption, so that an image may come up many times.
 
     Each annotation names its box by `tokens_positive`, spans of the caption. Where no annotation of a caption has them,
     it is a referring expression: the whole of it names each box. A caption whose annotations are placeholders (category
@@ -21,7 +21,7 @@ def read(entry: SourceEntry) -> PackedRecords:
     Flickr30k is scored on, is not read.
 
     Raises:
-        DataError: no such JSON, no picture, or no valid box.
+        DataError: no such JSON, no listed, or no valid box.
     """
     path = Path(entry.annotations)
     log = FindingLog(path)
@@ -33,15 +33,15 @@ def read(entry: SourceEntry) -> PackedRecords:
         written = image.get("caption")
         if not isinstance(written, str) or not written.strip():
             log.add("malformed entry", where, "has no caption; left out")
-        elif picture := listed_picture(image, where, folder, log):
+        elif listed := listed_image(image, where, folder, log):
             caption = strip_caption(written)
-            _add(packer, picture._replace(caption=caption.text), caption, targets, where, log)
+            _add(packer, listed._replace(caption=caption.text), caption, targets, where, log)
     return packer.finish(set_name(entry, path), folder.root, log, {})
 
 
 def _add(
     packer: RecordPacker,
-    picture: Picture,
+    listed: ImageEntry,
     caption: Caption,
     annotations: list[dict[str, Any]],
     where: str,
@@ -54,7 +54,7 @@ def _add(
     checked = checked_boxes(
         [target.get("bbox") for target, _ in named],
         [(names, is_crowd(target)) for target, names in named],
-        size=picture.size,
+        size=listed.size,
         where=where,
         log=log,
         layout="xywh",
@@ -65,7 +65,7 @@ def _add(
         return
     kept = [named[i] for i in checked.kept]
     crowd, area = [is_crowd(target) for target, _ in kept], [area_of(target) for target, _ in kept]
-    packer.add(picture, checked.boxes, [names for _, names in kept], crowd, area)
+    packer.add(listed, checked.boxes, [names for _, names in kept], crowd, area)
 
 
 def _spans(targets: list[dict[str, Any]], caption: Caption, where: str, log: FindingLog) -> list[Spans | None]:
@@ -78,5 +78,5 @@ def _spans(targets: list[dict[str, Any]], caption: Caption, where: str, log: Fin
 
 
 def _is_placeholder(annotation: dict[str, Any]) -> bool:
-    """Whether it stands for "nothing in the picture is meant"."""
+    """Whether it stands for "nothing in the image is meant"."""
     return as_integer(annotation.get("category_id")) == -1 or annotation.get("bbox") == [0, 0, 0, 0]

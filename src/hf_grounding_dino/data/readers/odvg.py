@@ -24,13 +24,13 @@ from .common import (
     category_number,
     checked_boxes,
     clean_names,
+    image_size,
     json_lines,
     named_boxes,
     note_gaps,
     note_unused,
     note_without_boxes,
     parse_json,
-    picture_size,
     read_json,
     refuse_useless,
 )
@@ -50,7 +50,7 @@ def read(entry: SourceEntry) -> OdvgRecords:
 
     Raises:
         DataError: a line that is no JSON object or of the other kind, a label map that is missing or malformed, no
-            picture, or no valid box.
+            image, or no valid box.
     """
     path = Path(entry.annotations)
     log = FindingLog(path)
@@ -164,17 +164,17 @@ class LineParser:
         if not isinstance(name, str) or not name:
             log.add("malformed entry", where, "has no filename; left out")
             return None
-        size = picture_size(content.get("width"), content.get("height"), where, log)
+        size = image_size(content.get("width"), content.get("height"), where, log)
         body = content.get(self.kind)
         if not isinstance(body, dict):
             log.add("malformed entry", where, f"has no {self.kind!r} object; left out")
             return None
-        picture = _Picture(name, self.root / name, size)
+        image = _Listed(name, self.root / name, size)
         if self.kind == "detection":
-            return self._detection(body, picture, where, log)
-        return _grounding(body, picture, where, log)
+            return self._detection(body, image, where, log)
+        return _grounding(body, image, where, log)
 
-    def _detection(self, body: dict[str, Any], picture: _Picture, where: str, log: FindingLog) -> Record | None:
+    def _detection(self, body: dict[str, Any], image: _Listed, where: str, log: FindingLog) -> Record | None:
         instances = body.get("instances") or []
         if not _are_objects(instances):
             log.add("malformed entry", where, "'instances' is not a list of objects; left out")
@@ -182,23 +182,23 @@ class LineParser:
         written = [instance.get("label") for instance in instances]
         labels = [self.labels.positions.get(category_number(label)) for label in written]
         boxes = [instance.get("bbox") for instance in instances]
-        checked = named_boxes(boxes, labels, written, size=picture.size, where=where, log=log)
+        checked = named_boxes(boxes, labels, written, size=image.size, where=where, log=log)
         return Record(
-            image_id=picture.name,
-            image=picture.path,
+            image_id=image.name,
+            image=image.path,
             boxes=checked.boxes,
             labels=torch.tensor([labels[i] for i in checked.kept], dtype=torch.int64),
-            size=picture.size,
+            size=image.size,
         )
 
 
-class _Picture(NamedTuple):
+class _Listed(NamedTuple):
     name: str
     path: Path
     size: tuple[int, int] | None
 
 
-def _grounding(body: dict[str, Any], picture: _Picture, where: str, log: FindingLog) -> Record | None:
+def _grounding(body: dict[str, Any], image: _Listed, where: str, log: FindingLog) -> Record | None:
     written, regions = body.get("caption"), body.get("regions") or []
     if not isinstance(written, str) or not written.strip() or not _are_objects(regions):
         log.add("malformed entry", where, "needs a caption and a list of objects 'regions'; left out")
@@ -220,15 +220,15 @@ def _grounding(body: dict[str, Any], picture: _Picture, where: str, log: Finding
             spans += [named] * len(region_boxes)
             numbers += range(total + 1, total + 1 + len(region_boxes))
         total += len(region_boxes)
-    checked = checked_boxes(boxes, spans, size=picture.size, where=where, log=log, numbers=numbers)
+    checked = checked_boxes(boxes, spans, size=image.size, where=where, log=log, numbers=numbers)
     if regions and not checked.kept:
         log.add("malformed entry", where, "none of its boxes can be used, so the caption would be untrue; left out")
         return None
     return Record(
-        image_id=picture.name,
-        image=picture.path,
+        image_id=image.name,
+        image=image.path,
         boxes=checked.boxes,
-        size=picture.size,
+        size=image.size,
         caption=caption.text,
         spans=tuple(spans[i] for i in checked.kept),
     )

@@ -1,4 +1,4 @@
-"""Records in flat arrays: a million pictures fit into memory, and worker processes share them."""
+"""Records in flat arrays: a million images fit into memory, and worker processes share them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class BoxColumns(NamedTuple):
     first_span: Integers
 
 
-class PictureColumns(NamedTuple):
+class ImageColumns(NamedTuple):
     """Per record; a size of (0, 0) is unknown, and what federated sets say is kept for the records that say it."""
 
     ids: list[Any]
@@ -51,7 +51,7 @@ class PackedRecords:
 
     name: str
     root: Path
-    pictures: PictureColumns
+    images: ImageColumns
     columns: BoxColumns
     label_names: tuple[str, ...]
     category_ids: tuple[int, ...]
@@ -59,7 +59,7 @@ class PackedRecords:
 
     def __len__(self) -> int:
         """Number of records."""
-        return len(self.pictures.files)
+        return len(self.images.files)
 
     @property
     def num_boxes(self) -> int:
@@ -68,7 +68,7 @@ class PackedRecords:
 
     def size(self, index: int) -> tuple[int, int] | None:
         """(width, height) as the file says."""
-        width, height = self.pictures.sizes[index].tolist()
+        width, height = self.images.sizes[index].tolist()
         return (width, height) if width else None
 
     def __getitem__(self, index: int) -> Record:
@@ -80,22 +80,22 @@ class PackedRecords:
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         index %= len(self)
-        pictures, columns = self.pictures, self.columns
+        images, columns = self.images, self.columns
         rows = slice(*columns.first[index : index + 2].tolist())
         crowd, area = columns.crowd[rows], columns.area[rows]
-        labels, absent = columns.labels, pictures.absent
+        labels, absent = columns.labels, images.absent
         return Record(
-            image_id=pictures.ids[index],
-            image=self.root / pictures.files[index],
+            image_id=images.ids[index],
+            image=self.root / images.files[index],
             boxes=torch.from_numpy(columns.boxes[rows].copy()),
             labels=None if labels is None else torch.from_numpy(labels[rows].copy()),
             crowd=torch.from_numpy(crowd.copy()) if crowd.any() else None,
             area=None if np.isnan(area).any() else torch.from_numpy(area.copy()),
             size=self.size(index),
-            caption=pictures.captions[index] if pictures.captions is not None else None,
+            caption=images.captions[index] if images.captions is not None else None,
             spans=self._spans(rows) if labels is None else None,
             absent=None if absent is None else absent.get(index, ()),
-            incomplete=pictures.incomplete.get(index, ()),
+            incomplete=images.incomplete.get(index, ()),
         )
 
     def _spans(self, rows: slice) -> tuple[Spans, ...]:
@@ -104,8 +104,8 @@ class PackedRecords:
         return tuple(tuple((start, end) for start, end in part) for part in parts)
 
 
-class Picture(NamedTuple):
-    """A picture that is added: what a `Record` says about all of it; `absent` of None is "nothing is said"."""
+class ImageEntry(NamedTuple):
+    """An image that is added: what a `Record` says about all of it; `absent` of None is "nothing is said"."""
 
     image_id: int | str
     file: str
@@ -120,7 +120,7 @@ class RecordPacker:
 
     def __init__(self) -> None:
         """Start with none."""
-        self.pictures: list[Picture] = []
+        self.images: list[ImageEntry] = []
         self.without_boxes = 0
         self._boxes: list[Tensor] = []
         self._names: list[Any] = []
@@ -130,7 +130,7 @@ class RecordPacker:
 
     def __len__(self) -> int:
         """Number of records so far."""
-        return len(self.pictures)
+        return len(self.images)
 
     @property
     def num_boxes(self) -> int:
@@ -138,13 +138,13 @@ class RecordPacker:
         return self._first[-1]
 
     def add(
-        self, picture: Picture, boxes: Tensor, names: Sequence[Hashable], crowd: list[bool], area: list[float]
+        self, image: ImageEntry, boxes: Tensor, names: Sequence[Hashable], crowd: list[bool], area: list[float]
     ) -> None:
-        """Add a picture with its boxes, float32 (n, 4); `names` are positions of labels, or tuples of spans.
+        """Add an image with its boxes, float32 (n, 4); `names` are positions of labels, or tuples of spans.
 
         NaN in `area` stands for an area that the file does not say.
         """
-        self.pictures.append(picture)
+        self.images.append(image)
         self.without_boxes += not len(boxes)
         self._boxes.append(boxes)
         self._names += names
@@ -166,7 +166,7 @@ class RecordPacker:
 
         Args:
             name: of the set.
-            root: the folder that the pictures' file names start from.
+            root: the folder that the images' file names start from.
             log: takes the findings, and has those of the set.
             categories: name of each label by its number; without any it is a grounding set.
             words: what the labels are called in prompts; left out, their names, cleaned.
@@ -194,8 +194,8 @@ class RecordPacker:
         label_names: tuple[str, ...],
         category_ids: tuple[int, ...],
     ) -> PackedRecords:
-        pictures = self.pictures
-        federated = any(picture.absent is not None for picture in pictures)
+        images = self.images
+        federated = any(image.absent is not None for image in images)
         spans = [] if label_names else [span for names in self._names for span in names]
         lengths = [] if label_names else [len(names) for names in self._names]
         columns = BoxColumns(
@@ -207,12 +207,12 @@ class RecordPacker:
             spans=np.array(spans, dtype=np.int64).reshape(-1, 2),
             first_span=np.cumsum([0, *lengths], dtype=np.int64),
         )
-        described = PictureColumns(
-            ids=[picture.image_id for picture in pictures],
-            files=[picture.file for picture in pictures],
-            sizes=np.array([picture.size or (0, 0) for picture in pictures], dtype=np.int32).reshape(-1, 2),
-            captions=None if label_names else [picture.caption or "" for picture in pictures],
-            absent={i: p.absent for i, p in enumerate(pictures) if p.absent} if federated else None,
-            incomplete={i: p.incomplete for i, p in enumerate(pictures) if p.incomplete},
+        described = ImageColumns(
+            ids=[image.image_id for image in images],
+            files=[image.file for image in images],
+            sizes=np.array([image.size or (0, 0) for image in images], dtype=np.int32).reshape(-1, 2),
+            captions=None if label_names else [image.caption or "" for image in images],
+            absent={i: p.absent for i, p in enumerate(images) if p.absent} if federated else None,
+            incomplete={i: p.incomplete for i, p in enumerate(images) if p.incomplete},
         )
         return PackedRecords(name, root, described, columns, label_names, category_ids, findings)

@@ -1,4 +1,4 @@
-"""Rows of a table (Hugging Face `datasets`) as pictures with boxes."""
+"""Rows of a table (Hugging Face `datasets`) as images with boxes."""
 
 from __future__ import annotations
 
@@ -38,28 +38,28 @@ class RowBoxes(NamedTuple):
 
 @dataclass
 class LayoutWatch:
-    """Counts the pictures whose boxes would make sense as xyxy alone, which says that they are no xywh."""
+    """Counts the images whose boxes would make sense as xyxy alone, which says that they are no xywh."""
 
     where: str
-    pictures: int = 0
+    images: int = 0
     as_corners: int = 0
 
     def note(self, raw: Sequence[object], size: tuple[int, int]) -> None:
-        """Look at one picture's boxes, which are said to be xywh."""
+        """Look at one image's boxes, which are said to be xywh."""
         boxes = [box for box in map(_numbers, raw) if len(box) == 4]
         if boxes:
             limit = [side + 1 for side in size]
             leaves = any(x + w > limit[0] or y + h > limit[1] for x, y, w, h in boxes)
             fits = all(x1 <= x2 <= limit[0] and y1 <= y2 <= limit[1] for x1, y1, x2, y2 in boxes)
-            self.pictures += 1
+            self.images += 1
             self.as_corners += leaves and fits
 
     def check(self) -> None:
-        """Raise a `DataError` if that was so in more than half of the pictures."""
-        if 2 * self.as_corners > self.pictures:
+        """Raise a `DataError` if that was so in more than half of the images."""
+        if 2 * self.as_corners > self.images:
             raise DataError(
                 f"{self.where}: boxes should be [x, y, width, height] in pixels, but in {self.as_corners} of"
-                f" {self.pictures} pictures they leave the picture so and would fit as [x1, y1, x2, y2]: they look like"
+                f" {self.images} images they leave the image so and would fit as [x1, y1, x2, y2]: they look like"
                 " xyxy; say so in a column objects.bbox_format, or write them as xywh"
             )
 

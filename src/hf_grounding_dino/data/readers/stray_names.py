@@ -1,4 +1,4 @@
-"""Names of pictures that lead out of their folder: files are made by others, and name what they like."""
+"""Names of images that lead out of their folder: files are made by others, and name what they like."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def refuse_stray(name: str, root: str | os.PathLike[str], where: str) -> None:
     refuse_control(name, where)
     if not is_below(Path(root, name), root):
         raise DataError(
-            f"{where}: the name {name!r} leads out of the folder of the pictures, {os.fspath(root)}; if that is meant,"
+            f"{where}: the name {name!r} leads out of the folder of the images, {os.fspath(root)}; if that is meant,"
             " name a folder that holds them all"
         )
 

@@ -1,4 +1,4 @@
-"""Folders in the layout of Pascal VOC: an XML file for each picture."""
+"""Folders in the layout of Pascal VOC: an XML file for each image."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from xml.etree import ElementTree
 from xml.parsers import expat
 
 from ..records import DataError, SourceEntry
-from .common import FindingLog, ImageFolder, checked_boxes, picture_size, read_bytes
-from .headers import PICTURE_SUFFIXES
+from .common import FindingLog, ImageFolder, checked_boxes, image_size, read_bytes
+from .headers import IMAGE_SUFFIXES
 from .names import read_names
-from .packed import PackedRecords, Picture, RecordPacker
+from .packed import ImageEntry, PackedRecords, RecordPacker
 from .stray_names import refuse_stray
 
 _SIDES: Final = ("xmin", "ymin", "xmax", "ymax")
 _USUAL: Final = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
-_SUFFIXES: Final = (*_USUAL, *sorted(PICTURE_SUFFIXES - set(_USUAL)))
+_SUFFIXES: Final = (*_USUAL, *sorted(IMAGE_SUFFIXES - set(_USUAL)))
 
 
 class _Layout(NamedTuple):
-    """`folder`: of the annotations, `files`: all of them, `chosen`: those of the split; `pictures`: their folder."""
+    """`folder`: of the annotations, `files`: all of them, `chosen`: those of the split; `images`: their folder."""
 
     folder: Path
     files: list[Path]
     chosen: list[Path]
-    pictures: ImageFolder
+    images: ImageFolder
 
 
 class _Object(NamedTuple):
@@ -41,7 +41,7 @@ class _Object(NamedTuple):
 def read(entry: SourceEntry) -> PackedRecords:
     """Read a Pascal VOC data set: Annotations/*.xml, JPEGImages/ and, where it is there, ImageSets/Main/SPLIT.txt.
 
-    Its `annotations` are the folder that holds these, or a folder of XML files, whose pictures are in `images`, in
+    Its `annotations` are the folder that holds these, or a folder of XML files, whose images are in `images`, in
     JPEGImages or images beside it, or beside the files; a split may also be a folder of its own. Without `split`, that
     is train.txt where there is one, else all files.
 
@@ -66,10 +66,10 @@ def read(entry: SourceEntry) -> PackedRecords:
     packer = RecordPacker()
     for path in layout.chosen:
         tree = trees[path]
-        if tree is not None and (picture := _picture(path, tree, layout, log)):
-            _add(packer, picture, objects[path], positions, str(path), log)
+        if tree is not None and (image := _image(path, tree, layout, log)):
+            _add(packer, image, objects[path], positions, str(path), log)
     name = entry.name or Path(entry.annotations).absolute().name
-    return packer.finish(name, layout.pictures.root, log, names, crowd="difficult")
+    return packer.finish(name, layout.images.root, log, names, crowd="difficult")
 
 
 # --- which files -------------------------------------------------------------------------------------------------
@@ -93,9 +93,9 @@ def _layout(entry: SourceEntry, log: FindingLog) -> _Layout:
     if not files:
         raise DataError(f"{folder}: no XML files in it")
     beside = (folder.parent / "JPEGImages", folder.parent / "images", folder)
-    pictures = Path(entry.images) if entry.images else next(filter(Path.is_dir, beside))
+    images = Path(entry.images) if entry.images else next(filter(Path.is_dir, beside))
     chosen = files if listed is None else _listed_files(listed, folder, set(files), log)
-    return _Layout(folder, files, chosen, ImageFolder(pictures, entry.annotations))
+    return _Layout(folder, files, chosen, ImageFolder(images, entry.annotations))
 
 
 def _listed_files(listed: Path, folder: Path, files: set[Path], log: FindingLog) -> list[Path]:
@@ -160,21 +160,21 @@ def _flag(text: str | None) -> bool:
     return (text or "").strip().lower() in ("1", "true")
 
 
-def _picture(path: Path, tree: ElementTree.Element, layout: _Layout, log: FindingLog) -> Picture | None:
-    """The picture of a file, None, with a finding, where it is not there."""
+def _image(path: Path, tree: ElementTree.Element, layout: _Layout, log: FindingLog) -> ImageEntry | None:
+    """The image of a file, None, with a finding, where it is not there."""
     place = path.relative_to(layout.folder).with_suffix("")
-    name = _picture_name(place, tree, layout.pictures, str(path))
-    if not layout.pictures.check(name, str(path), log):
+    name = _image_name(place, tree, layout.images, str(path))
+    if not layout.images.check(name, str(path), log):
         return None
     width, height = tree.findtext("size/width"), tree.findtext("size/height")
     # Files made by other tools say 0 x 0 where they do not know.
     known = any((text or "0").strip() != "0" for text in (width, height))
-    return Picture(place.as_posix(), name, picture_size(width, height, str(path), log) if known else None)
+    return ImageEntry(place.as_posix(), name, image_size(width, height, str(path), log) if known else None)
 
 
 def _add(
     packer: RecordPacker,
-    picture: Picture,
+    image: ImageEntry,
     objects: list[_Object],
     positions: dict[str, int],
     where: str,
@@ -189,18 +189,18 @@ def _add(
         else:
             named.append(item)
     labels = [positions[item.name] for item in named]
-    checked = checked_boxes([item.corners for item in named], labels, size=picture.size, where=where, log=log)
+    checked = checked_boxes([item.corners for item in named], labels, size=image.size, where=where, log=log)
     crowd = [named[i].difficult for i in checked.kept]
-    packer.add(picture, checked.boxes, [labels[i] for i in checked.kept], crowd, [math.nan] * len(crowd))
+    packer.add(image, checked.boxes, [labels[i] for i in checked.kept], crowd, [math.nan] * len(crowd))
 
 
-def _picture_name(place: Path, tree: ElementTree.Element, pictures: ImageFolder, where: str) -> str:
-    """The file of the picture: as the XML has it, or called like the XML, which tools that rename forget to change.
+def _image_name(place: Path, tree: ElementTree.Element, images: ImageFolder, where: str) -> str:
+    """The file of the image: as the XML has it, or called like the XML, which tools that rename forget to change.
 
-    It is looked for in the folder below that of the pictures that the XML has below its own, then in the first.
+    It is looked for in the folder below that of the images that the XML has below its own, then in the first.
     """
     stated = (tree.findtext("filename") or "").strip().replace("\\", "/").rpartition("/")[2]
     names = [stated, *(place.name + suffix for suffix in _SUFFIXES)]
     nested = [(place.parent / name).as_posix() for name in names if name]
     candidates = dict.fromkeys([*nested, *filter(None, names)])
-    return next((name for name in candidates if pictures.has(name, where)), nested[0])
+    return next((name for name in candidates if images.has(name, where)), nested[0])

@@ -1,4 +1,4 @@
-"""Folders in the layout of YOLO (Ultralytics): a text file for each picture, a line for each box."""
+"""Folders in the layout of YOLO (Ultralytics): a text file for each image, a line for each box."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Final, NamedTuple
 
 from ..records import DataError, SourceEntry
 from .common import FindingLog, as_integer, checked_boxes, read_bytes
-from .headers import PICTURE_SUFFIXES, upright_sizes
+from .headers import IMAGE_SUFFIXES, upright_sizes
 from .names import names_of, read_names, read_yaml
-from .packed import PackedRecords, Picture, RecordPacker
+from .packed import ImageEntry, PackedRecords, RecordPacker
 from .stray_names import is_below, refuse_control, refuse_stray
 
 _YAML_NAMES: Final = ("data.yaml", "data.yml", "dataset.yaml")
@@ -21,9 +21,9 @@ _FAR_OUTSIDE: Final = 2.0
 
 
 class _Pair(NamedTuple):
-    """A picture and where its labels are, if it has any."""
+    """An image and where its labels are, if it has any."""
 
-    picture: Path
+    image: Path
     labels: Path
 
 
@@ -37,25 +37,25 @@ class _Layout(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """A line of a label file: the label's number, and xyxy relative to the picture."""
+    """A line of a label file: the label's number, and xyxy relative to the image."""
 
     number: int
     corners: list[float]
 
 
 def read(entry: SourceEntry) -> PackedRecords:
-    """Read a YOLO data set: lines "class cx cy w h" or "class x1 y1 x2 y2 ..." (a polygon), relative to the picture.
+    """Read a YOLO data set: lines "class cx cy w h" or "class x1 y1 x2 y2 ..." (a polygon), relative to the image.
 
     Its `annotations` are a data.yaml (or the folder that holds it), whose `train`, `val` or `test` is a folder, a list
-    of folders, or a text file of pictures, each picture's labels being found with the last folder "images" of its path
-    called "labels"; or a folder of label files, whose pictures are in `images`, in the folder "images" instead of
+    of folders, or a text file of images, each image's labels being found with the last folder "images" of its path
+    called "labels"; or a folder of label files, whose images are in `images`, in the folder "images" instead of
     "labels", or beside them, and whose names are in `label_map`, or in classes.txt or data.yaml there or one folder up.
 
-    A picture whose label file is empty or not there has no box. The image id is the picture's path in the data set.
-    All pictures' headers are read, for their sizes.
+    An image whose label file is empty or not there has no box. The image id is the image's path in the data set.
+    All images' headers are read, for their sizes.
 
     Raises:
-        DataError: no such file, split or picture, no names, boxes in pixels, or no valid box at all.
+        DataError: no such file, split or image, no names, boxes in pixels, or no valid box at all.
     """
     path = Path(entry.annotations)
     if path.is_dir() and entry.label_map is None:
@@ -63,7 +63,7 @@ def read(entry: SourceEntry) -> PackedRecords:
     log = FindingLog(path)
     layout = _layout_of_folder(path, entry, log) if path.is_dir() else _layout_of_yaml(path, entry, log)
     if not layout.pairs:
-        raise DataError(f"{path}: no picture in its folders")
+        raise DataError(f"{path}: no image in its folders")
     packer = RecordPacker()
     _add_all(packer, layout, log, path)
     name = entry.name or (path.absolute().parent.name if path.name in _YAML_NAMES else path.stem)
@@ -87,8 +87,8 @@ def _layout_of_yaml(path: Path, entry: SourceEntry, log: FindingLog) -> _Layout:
         source = _place(root, str(part))
         if source is None:
             raise DataError(f"{path}: its {split!r} names {root / str(part)}, which is not there")
-        pictures = _pictures_in(source) if source.is_dir() else _listed_pictures(source, root, log)
-        found = [_Pair(picture, _labels_of(picture)) for picture in pictures]
+        images = _images_in(source) if source.is_dir() else _listed_images(source, root, log)
+        found = [_Pair(image, _labels_of(image)) for image in images]
         if source.is_dir():
             _note_orphans(found, log)
         pairs += found
@@ -102,17 +102,17 @@ def _root(folder: Path, path: object) -> Path:
 
 
 def _place(root: Path, part: str) -> Path | None:
-    """A folder or a list of pictures in `root`; "../train" of exported sets, which means "train", is understood."""
+    """A folder or a list of images in `root`; "../train" of exported sets, which means "train", is understood."""
     candidates = [root / part, *([root / part[3:]] if part.startswith("../") else [])]
     return next((candidate for candidate in candidates if candidate.exists()), None)
 
 
-def _pictures_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
+def _images_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
 
 
-def _listed_pictures(path: Path, root: Path, log: FindingLog) -> list[Path]:
-    pictures = []
+def _listed_images(path: Path, root: Path, log: FindingLog) -> list[Path]:
+    images = []
     for number, line in enumerate(_text_lines(path), start=1):
         if name := line.strip():
             at = f"{path}, line {number}"
@@ -128,13 +128,13 @@ def _listed_pictures(path: Path, root: Path, log: FindingLog) -> list[Path]:
             if there is None:
                 log.add("missing image", at, f"{name} is not there; left out")
             else:
-                pictures.append(there)
-    return pictures
+                images.append(there)
+    return images
 
 
-def _labels_of(picture: Path) -> Path:
-    """The label file of a picture: the last folder called "images" in its path becomes "labels"."""
-    parts = list(picture.with_suffix(".txt").parts)
+def _labels_of(image: Path) -> Path:
+    """The label file of an image: the last folder called "images" in its path becomes "labels"."""
+    parts = list(image.with_suffix(".txt").parts)
     last = max((i for i, part in enumerate(parts[:-1]) if part == "images"), default=None)
     if last is not None:
         parts[last] = "labels"
@@ -144,19 +144,19 @@ def _labels_of(picture: Path) -> Path:
 def _layout_of_folder(folder: Path, entry: SourceEntry, log: FindingLog) -> _Layout:
     if entry.split and (folder / entry.split).is_dir():
         folder /= entry.split
-    pictures = Path(entry.images) if entry.images else _pictures_of(folder)
-    if not pictures.is_dir():
-        raise DataError(f"{folder}: its pictures should be in {pictures}, which is not a folder")
+    images = Path(entry.images) if entry.images else _images_of(folder)
+    if not images.is_dir():
+        raise DataError(f"{folder}: its images should be in {images}, which is not a folder")
     candidates = [folder / name for name in _NAME_FILES] + [folder.parent / name for name in _NAME_FILES]
     file = Path(entry.label_map) if entry.label_map else next(filter(Path.is_file, candidates), None)
     if file is None:
         raise DataError(f"{folder}: label_map is needed: a text file with a name a line, or a data.yaml")
-    pairs = [_Pair(path, folder / path.relative_to(pictures).with_suffix(".txt")) for path in _pictures_in(pictures)]
+    pairs = [_Pair(path, folder / path.relative_to(images).with_suffix(".txt")) for path in _images_in(images)]
     _note_orphans(pairs, log)
-    return _Layout(pictures, pairs, read_names(file))
+    return _Layout(images, pairs, read_names(file))
 
 
-def _pictures_of(folder: Path) -> Path:
+def _images_of(folder: Path) -> Path:
     """The folder "images" that stands where the last "labels" of a path does, or the folder itself."""
     parts = list(folder.absolute().parts)
     last = max((i for i, part in enumerate(parts) if part == "labels"), default=None)
@@ -166,12 +166,12 @@ def _pictures_of(folder: Path) -> Path:
 
 
 def _note_orphans(pairs: Iterable[_Pair], log: FindingLog) -> None:
-    """Note the label files beside others that belong to no picture."""
+    """Note the label files beside others that belong to no image."""
     known = {pair.labels for pair in pairs}
     for folder in sorted({path.parent for path in known}):
         for path in sorted(folder.glob("*.txt")):
             if path not in known and path.name not in _NAME_FILES:
-                log.add("missing image", str(path), "no picture of this name; left out")
+                log.add("missing image", str(path), "no image of this name; left out")
 
 
 # --- what is in them ---------------------------------------------------------------------------------------------
@@ -180,9 +180,9 @@ def _note_orphans(pairs: Iterable[_Pair], log: FindingLog) -> None:
 def _add_all(packer: RecordPacker, layout: _Layout, log: FindingLog, source: Path) -> None:
     positions = {number: i for i, number in enumerate(layout.names)}
     boxes, far = 0, []
-    for pair, size in zip(layout.pairs, upright_sizes(pair.picture for pair in layout.pairs), strict=True):
+    for pair, size in zip(layout.pairs, upright_sizes(pair.image for pair in layout.pairs), strict=True):
         if isinstance(size, str):
-            log.add("unreadable image", str(pair.picture), f"{size}; left out")
+            log.add("unreadable image", str(pair.image), f"{size}; left out")
             continue
         rows = _rows(pair.labels, layout, log)
         boxes += len(rows)
@@ -192,17 +192,17 @@ def _add_all(packer: RecordPacker, layout: _Layout, log: FindingLog, source: Pat
         labels = [positions[row.number] for row in rows]
         checked = checked_boxes(pixels, labels, size=size, where=str(pair.labels), log=log)
         kept = [labels[i] for i in checked.kept]
-        name = _name_in(layout.root, pair.picture)
-        packer.add(Picture(name, name, size), checked.boxes, kept, [False] * len(kept), [math.nan] * len(kept))
+        name = _name_in(layout.root, pair.image)
+        packer.add(ImageEntry(name, name, size), checked.boxes, kept, [False] * len(kept), [math.nan] * len(kept))
     if 2 * len(far) > boxes:
         raise DataError(
-            f"{source}: {len(far)} of {boxes} boxes are far outside their pictures, first in {far[0]}: YOLO boxes are"
-            " relative to the picture, from 0 to 1, and these look like pixels"
+            f"{source}: {len(far)} of {boxes} boxes are far outside their images, first in {far[0]}: YOLO boxes are"
+            " relative to the image, from 0 to 1, and these look like pixels"
         )
 
 
-def _name_in(root: Path, picture: Path) -> str:
-    return (picture.relative_to(root) if picture.is_relative_to(root) else picture).as_posix()
+def _name_in(root: Path, image: Path) -> str:
+    return (image.relative_to(root) if image.is_relative_to(root) else image).as_posix()
 
 
 def _rows(path: Path, layout: _Layout, log: FindingLog) -> list[_Row]:

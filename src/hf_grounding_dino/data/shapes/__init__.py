@@ -1,4 +1,4 @@
-"""Shapes: pictures of plain shapes with exact boxes and true sentences, made from a seed."""
+"""Shapes: images of plain shapes with exact boxes and true sentences, made from a seed."""
 
 from .dataset import ShapesDataset, ShapesItem, Task, write_coco, write_odvg
 from .drawing import Box

@@ -25,7 +25,7 @@ def paint_background(size: tuple[int, int], tone: Tone, rng: np.random.Generator
 
 
 def add_noise(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Return the picture under pixel noise of a random strength; three in ten pictures stay clean."""
+    """Return the image under pixel noise of a random strength; three in ten images stay clean."""
     if rng.random() < 0.3:
         return image
     strength = int(rng.integers(3, 26))

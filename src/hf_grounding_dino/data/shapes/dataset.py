@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ...utils.atomic import write_whole
+from ...utils.atomic import write_atomic
 from .language import Grounding, caption_prompt, detection_prompt, expressions_prompt, places_prompt, referring_prompt
 from .scene import CATEGORIES, MAX_OBJECTS, SPLIT_CODES, Scene, Split, generate_scene
 
@@ -45,7 +45,7 @@ _SPARE_STRIDE: Final = 1 << 40
 
 
 class ShapesItem(TypedDict):
-    """One picture and its prompt.
+    """One image and its prompt.
 
     `boxes` is float32 (n, 4), xyxy in pixels. A label prompt comes with `class_labels`, int64 (n,), positions in
     `text`; a sentence comes with `spans`, each box's phrases as (start, end) characters of `text`.
@@ -84,7 +84,7 @@ class ShapesDataset(Dataset[ShapesItem]):
             seed: Start of the random numbers, at least 0.
             split: "train", "val" or "unseen"; no two of them share a scene.
             task: Kind of prompt, or a function from the item's position to it.
-            size: (width, height) of all pictures in pixels, or a function from the item's position to it (one that
+            size: (width, height) of all images in pixels, or a function from the item's position to it (one that
                 can be pickled, where worker processes load the data), or None for varied sizes.
             most_objects: in a scene, from 1 to 12.
 
@@ -173,7 +173,7 @@ def write_coco(
     """Write `count` scenes as PNG files in `folder`/images and their boxes as COCO JSON; return the JSON's path.
 
     Category ids count from 1 in the order of `categories`; objects of other categories are left out. The JSON appears
-    at once, after all pictures.
+    at once, after all images.
 
     Raises:
         ValueError: a category that is not in `CATEGORIES`, or one given twice.
@@ -203,7 +203,7 @@ def write_coco(
         "categories": [{"id": i, "name": name, "supercategory": name.split()[1]} for name, i in ids.items()],
     }
     Path(folder).mkdir(parents=True, exist_ok=True)
-    return write_whole(Path(folder) / ANNOTATION_FILE, json.dumps(document))
+    return write_atomic(Path(folder) / ANNOTATION_FILE, json.dumps(document))
 
 
 def write_odvg(folder: str | os.PathLike[str], *, count: int, seed: int, split: Split, task: FileTask) -> Path:
@@ -230,8 +230,8 @@ def write_odvg(folder: str | os.PathLike[str], *, count: int, seed: int, split: 
         lines.append(json.dumps({**head, **body}) + "\n")
     if task == "detection":
         label_map = {str(label): name for label, name in enumerate(CATEGORIES)}
-        write_whole(root / LABEL_MAP_FILE, json.dumps(label_map))
-    return write_whole(root / ODVG_FILE, "".join(lines))
+        write_atomic(root / LABEL_MAP_FILE, json.dumps(label_map))
+    return write_atomic(root / ODVG_FILE, "".join(lines))
 
 
 def _instances(scene: Scene) -> dict[str, Any]:
@@ -254,7 +254,7 @@ def _regions(item: ShapesItem) -> dict[str, Any]:
 
 
 def _save_image(folder: Path, index: int, image: Image.Image) -> str:
-    """Save one picture and return its file name."""
+    """Save one image and return its file name."""
     (folder / IMAGE_FOLDER).mkdir(parents=True, exist_ok=True)
     name = f"{index:06d}.png"
     image.save(folder / IMAGE_FOLDER / name)

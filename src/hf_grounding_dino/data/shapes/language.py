@@ -74,7 +74,7 @@ def caption_prompt(scene: Scene, rng: np.random.Generator) -> Grounding:
         text += words
         boxes += [scene.objects[i].box for i in members]
         spans += [(span,)] * len(members)
-    # An opening that already speaks of the picture would repeat it at the end.
+    # An opening that already speaks of the image would repeat it at the end.
     text += "" if "picture" in text else pick(_ENDINGS, rng)
     return Grounding(text=text + ".", boxes=tuple(boxes), spans=tuple(spans))
 

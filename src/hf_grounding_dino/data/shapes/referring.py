@@ -11,7 +11,7 @@ from .phrases import CharSpan, Description, Grounding, describe, pick, shuffled
 from .scene import Scene
 
 POSITION_MARGIN: Final = 0.06
-"""By how much, as a fraction of the picture's side, an object must be further out than the next one."""
+"""By how much, as a fraction of the image's side, an object must be further out than the next one."""
 AREA_RATIO: Final = 1.3
 """How many times larger (or smaller) the box of "the largest" ("the smallest") is than the next one's."""
 
@@ -37,7 +37,7 @@ _Found = tuple[str, int]
 
 @dataclass(frozen=True)
 class _Direction:
-    """A side of the picture: its axis (0 across, 1 down), its sense, and how it is said."""
+    """A side of the image: its axis (0 across, 1 down), its sense, and how it is said."""
 
     axis: int
     sign: int
@@ -145,7 +145,7 @@ def _group(scene: Scene, rng: np.random.Generator) -> tuple[Description, tuple[i
 
 
 def _along(scene: Scene, item: int, direction: _Direction) -> float:
-    """How far out an object's centre lies in a direction, as a signed fraction of the picture's side."""
+    """How far out an object's centre lies in a direction, as a signed fraction of the image's side."""
     side = (scene.width, scene.height)[direction.axis]
     return direction.sign * scene.objects[item].center[direction.axis] / side
 

@@ -30,7 +30,7 @@ SIZES: Final[dict[str, tuple[float, float]]] = {
     "medium": (0.18, 0.24),
     "large": (0.30, 0.40),
 }
-"""Range of the longer side of an object's box, as a fraction of the picture's shorter side."""
+"""Range of the longer side of an object's box, as a fraction of the image's shorter side."""
 FILLS: Final = ("filled", "outlined", "striped")
 
 UNSEEN_PAIRS: Final[frozenset[Pair]] = frozenset(
@@ -50,7 +50,7 @@ UNSEEN_PAIRS: Final[frozenset[Pair]] = frozenset(
 SPLIT_CODES: Final[dict[Split, int]] = {"train": 0, "val": 1, "unseen": 2}
 MAX_OBJECTS: Final = 12
 MIN_SIDE: Final = 64
-"""Shortest side of a picture in pixels; below it the small shapes cannot be told apart."""
+"""Shortest side of an image in pixels; below it the small shapes cannot be told apart."""
 MIN_VISIBLE: Final = 0.6
 """Every object keeps at least this fraction of its drawn pixels uncovered."""
 
@@ -75,7 +75,7 @@ CATEGORIES: Final[tuple[str, ...]] = tuple(category_name(*pair) for pair in ALL_
 class ShapeObject:
     """One object: its four attributes, and its xyxy `box` in pixels, tight around the whole shape.
 
-    Parts that a later object covers are inside the box; the box lies inside the picture.
+    Parts that a later object covers are inside the box; the box lies inside the image.
     """
 
     shape: str
@@ -104,7 +104,7 @@ class ShapeObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture (RGB) and its objects; a later object is drawn over the earlier ones."""
+    """An image (RGB) and its objects; a later object is drawn over the earlier ones."""
 
     image: Image.Image
     objects: tuple[ShapeObject, ...]
@@ -221,7 +221,7 @@ def _shade(color: RGB, name: str, rng: np.random.Generator) -> RGB:
 
 
 class _Table:
-    """The picture's plane while objects are laid on it: which object is on top of each pixel."""
+    """The image's plane while objects are laid on it: which object is on top of each pixel."""
 
     def __init__(self, width: int, height: int) -> None:
         self.objects: list[ShapeObject] = []

@@ -21,8 +21,8 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
 from ...processing.image_processing_grounding_dino import GroundingDinoImageProcessor
 from ...processing.processing_grounding_dino import GroundingDinoProcessor
-from ...utils.atomic import whole_file, whole_folder
-from ...utils.hub import hub_or_cache
+from ...utils.atomic import atomic_file, atomic_folder
+from ...utils.hub import offline_fallback
 from .checkpoint_reader import (
     CONFIG_KEY,
     IMAGES_KEY,
@@ -143,7 +143,7 @@ def convert_to_hf(
     if table is not None:
         model.enable_denoising(num_labels=len(table))
         _put_table(model, table)
-    with _told_unwritten(target), whole_folder(target) as unfinished:
+    with _told_unwritten(target), atomic_folder(target) as unfinished:
         model.save_pretrained(unfinished, max_shard_size=max_shard_size)
         _save_processor(unfinished, words, read.images or {})
     return report
@@ -202,7 +202,7 @@ def convert_from_hf(
     if any((source / name).is_file() for name in (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME)):
         with _told(source, None):
             entries[IMAGES_KEY] = json.loads(GroundingDinoImageProcessor.from_pretrained(source).to_json_string())
-    with _told_unwritten(target), whole_file(target) as unfinished:
+    with _told_unwritten(target), atomic_file(target) as unfinished:
         torch.save(entries, unfinished)
     return report
 
@@ -214,7 +214,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         ConversionError: it cannot be had.
     """
     try:
-        with hub_or_cache(name) as cached:
+        with offline_fallback(name) as cached:
             loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, local_files_only=cached)
     except (OSError, ValueError) as error:
         first = str(error).strip().split("\n")[0]

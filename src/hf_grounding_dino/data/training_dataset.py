@@ -1,4 +1,4 @@
-"""Pictures with prompts as a model trains on them, drawn by a plan and loaded ahead of the steps that need them."""
+"""Images with prompts as a model trains on them, drawn by a sampler and loaded ahead of the steps that need them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from .augmentation import Augmentation
-from .images import open_picture
-from .mixture import BatchPlan, Draw, micro_batches, rank_part
+from .images import load_image
+from .sampling import BatchSampler, Sample, micro_batches, rank_part
 from .records import DataError, Record, RecordSet, RecordStream
 from .stream_reader import StreamReader
 from .training_prompts import PromptSampler, TrainingPrompt
@@ -26,11 +26,11 @@ _MOST_TRIES = 100
 # A thinner box is no target; the recipes of the family drop these.
 _THINNEST_BOX = 0.01
 # What random numbers are for: the last word of their seed.
-_OF_PROMPT, _OF_PICTURE = range(2)
+_OF_PROMPT, _OF_IMAGE = range(2)
 
 
 class Skipped(NamedTuple):
-    """A picture that could not be read.
+    """An image that could not be read.
 
     where: its file, or its data set and id.
     why: in one line.
@@ -40,18 +40,18 @@ class Skipped(NamedTuple):
     why: str
 
 
-class TrainingSet(Dataset[dict[str, Any]]):
-    """The pictures of all sources, each drawing with its own prompt and its own augmentation.
+class TrainingDataset(Dataset[dict[str, Any]]):
+    """The images of all sources, each drawing with its own prompt and its own augmentation.
 
-    An item depends on its draw alone, in any process; of a stream, also on the part of it that the process has (see
+    An item depends on its sample alone, in any process; of a stream, also on the part of it that the process has (see
     `divide`). It is a dict with
 
     - image_id, image (upright RGB), text (labels or a caption), boxes (float32 (n, 4), xyxy in pixels of `image`);
     - class_labels (int64 (n,), positions in text) or spans (for each box, (start, end) characters of text);
-    - noise_seed: int in [0, 2^63), for what the model draws at random for this picture;
-    - skipped: list of `Skipped`, pictures in whose place this one came.
+    - noise_seed: int in [0, 2^63), for what the model samples at random for this image;
+    - skipped: list of `Skipped`, images in whose place this one came.
 
-    The prompt is drawn before the picture is augmented: a label whose boxes were all cropped away stays in it as one
+    The prompt is drawn before the image is augmented: a label whose boxes were all cropped away stays in it as one
     that is not there.
     """
 
@@ -64,9 +64,9 @@ class TrainingSet(Dataset[dict[str, Any]]):
         """Join sources with a prompt sampler for each.
 
         Args:
-            sources: the data sets, in the order of the plan.
+            sources: the data sets, in the order of the sampler.
             samplers: one a source.
-            augmentation: of pictures and boxes; None leaves them as they are.
+            augmentation: of images and boxes; None leaves them as they are.
 
         Raises:
             ValueError: not a sampler for each source.
@@ -75,7 +75,7 @@ class TrainingSet(Dataset[dict[str, Any]]):
             raise ValueError(f"{len(samplers)} prompt samplers for {len(sources)} data sets")
         self.sources = sources
         self.samplers = samplers
-        self.divide(rank=0, world=1, num_workers=0, turn=0)
+        self.divide(rank=0, world=1, num_workers=0, offset=0)
         self.augmentation = augmentation
 
     @property
@@ -83,71 +83,71 @@ class TrainingSet(Dataset[dict[str, Any]]):
         """Whether what a process is given depends on how many there are."""
         return not all(isinstance(source, RecordSet) for source in self.sources)
 
-    def divide(self, *, rank: int, world: int, num_workers: int, turn: int) -> None:
+    def divide(self, *, rank: int, world: int, num_workers: int, offset: int) -> None:
         """Say which part of each stream a process reads: of as many as there are workers of all ranks.
 
         Args:
-            turn: how many workers had their turn before the first of these.
+            offset: how many workers had their turn before the first of these.
         """
-        self._rank, self._world, self._workers, self._turn = rank, world, max(1, num_workers), turn
+        self._rank, self._world, self._workers, self._offset = rank, world, max(1, num_workers), offset
         self._readers: dict[int, StreamReader] = {}
 
     def _reader(self, source: int) -> StreamReader:
         if source not in self._readers:
             worker = get_worker_info()
-            place = ((0 if worker is None else worker.id) + self._turn) % self._workers
+            place = ((0 if worker is None else worker.id) + self._offset) % self._workers
             stream, count = self.sources[source], self._world * self._workers
             assert not isinstance(stream, RecordSet)
             part = stream if count == 1 else stream.shard(self._rank * self._workers + place, count)
             self._readers[source] = StreamReader(part)
         return self._readers[source]
 
-    def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        """The item of a draw; for a picture that cannot be read, that of one of the 99 records after it.
+    def __getitem__(self, sample: Sample) -> dict[str, Any]:
+        """The item of a sample; for an image that cannot be read, that of one of the 99 records after it.
 
         Raises:
             DataError: none of these can be read.
         """
         skipped: list[Skipped] = []
-        for record in self._candidates(draw):
+        for record in self._candidates(sample):
             try:
-                image = open_picture(record.image)
+                image = load_image(record.image)
             except ValueError as error:
-                skipped.append(Skipped(self._where(draw.source, record), str(error)))
+                skipped.append(Skipped(self._where(sample.source, record), str(error)))
                 continue
-            return {"image_id": record.image_id} | self._prepare(draw, record, image) | {"skipped": skipped}
+            return {"image_id": record.image_id} | self._prepare(sample, record, image) | {"skipped": skipped}
         first = skipped[0]
-        raise DataError(f"{len(skipped)} pictures in a row cannot be read, the first is {first.where}: {first.why}")
+        raise DataError(f"{len(skipped)} images in a row cannot be read, the first is {first.where}: {first.why}")
 
-    def _candidates(self, draw: Draw) -> Iterator[Record]:
-        source = self.sources[draw.source]
+    def _candidates(self, sample: Sample) -> Iterator[Record]:
+        source = self.sources[sample.source]
         if not isinstance(source, RecordSet):
-            reader = self._reader(draw.source)
-            for place in range(draw.index, draw.index + _MOST_TRIES):
-                yield reader.read(place, keep_from=draw.index)
+            reader = self._reader(sample.source)
+            for place in range(sample.index, sample.index + _MOST_TRIES):
+                yield reader.read(place, keep_from=sample.index)
         else:
             for offset in range(min(_MOST_TRIES, len(source))):
-                yield source[(draw.index + offset) % len(source)]
+                yield source[(sample.index + offset) % len(source)]
 
     def _where(self, source: int, record: Record) -> str:
         if isinstance(record.image, (bytes, Image.Image)):
             return f"{self.sources[source].name}, image {record.image_id}"
         return str(record.image)
 
-    def _prepare(self, draw: Draw, record: Record, image: Image.Image) -> dict[str, Any]:
-        prompt = self.samplers[draw.source](record, np.random.default_rng([draw.seed, _OF_PROMPT]))
+    def _prepare(self, sample: Sample, record: Record, image: Image.Image) -> dict[str, Any]:
+        prompt = self.samplers[sample.source](record, np.random.default_rng([sample.seed, _OF_PROMPT]))
         prompt = _inside(prompt, image.size)
         if self.augmentation is not None:
-            rng = np.random.default_rng([draw.seed, _OF_PICTURE])
+            rng = np.random.default_rng([sample.seed, _OF_IMAGE])
             image, prompt = _augment(self.augmentation, image, prompt, rng)
-        item: dict[str, Any] = {"image": image, "text": prompt.text, "boxes": prompt.boxes, "noise_seed": draw.seed}
+        item: dict[str, Any] = {"image": image, "text": prompt.text, "boxes": prompt.boxes, "noise_seed": sample.seed}
         if prompt.class_labels is not None:
             return item | {"class_labels": prompt.class_labels}
         return item | {"spans": prompt.spans}
 
 
 def _inside(prompt: TrainingPrompt, size: tuple[int, int]) -> TrainingPrompt:
-    """Clip boxes to the picture as it is, whatever size its file was said to have."""
+    """Clip boxes to the image as it is, whatever size its file was said to have."""
     width, height = size
     boxes = prompt.boxes.minimum(torch.tensor([width, height, width, height])).clamp_min(0)
     kept = (boxes[:, 2:] - boxes[:, :2] >= _THINNEST_BOX).all(1).nonzero()[:, 0]
@@ -177,7 +177,7 @@ class StepBatch(NamedTuple):
 
     micro_batches: inputs of the model with labels, one forward and backward each; as many in every process.
     num_boxes: boxes in them together.
-    skipped: pictures that could not be read, in whose place others came.
+    skipped: images that could not be read, in whose place others came.
     """
 
     micro_batches: list[dict[str, Any]]
@@ -186,15 +186,15 @@ class StepBatch(NamedTuple):
 
 
 def training_batches(
-    plan: BatchPlan,
-    training_set: TrainingSet,
+    sampler: BatchSampler,
+    dataset: TrainingDataset,
     collate: Callable[[Sequence[Any]], dict[str, Any]],
     *,
     first_step: int,
     max_steps: int,
     rank: int,
     world: int,
-    pictures_at_once: int,
+    micro_batch_size: int,
     num_workers: int,
 ) -> Iterator[StepBatch]:
     """The steps from `first_step` up to `max_steps`, exclusive, in order; workers load ahead across steps.
@@ -203,28 +203,28 @@ def training_batches(
     workers of all ranks, so that each record is fetched once; everything else comes as it would in one process.
 
     Args:
-        plan: which pictures a step has, over all ranks.
-        training_set: of the same sources.
+        sampler: which images a step has, over all ranks.
+        dataset: of the same sources.
         collate: a `GroundingCollator`.
         first_step: where to begin, from 0.
         max_steps: the number of steps of the run.
         rank: of this process.
         world: number of processes.
-        pictures_at_once: the most pictures a forward.
+        micro_batch_size: the most images a forward.
         num_workers: processes that load; 0 loads in this one.
 
     Raises:
-        ValueError: the batch cannot be divided among the processes, or `pictures_at_once` is less than 1.
-        DataError: 100 pictures in a row cannot be read.
+        ValueError: the batch cannot be divided among the processes, or `micro_batch_size` is less than 1.
+        DataError: 100 images in a row cannot be read.
     """
-    pieces = len(micro_batches(rank_part([Draw(0, 0, 0)] * plan.batch_size, rank, world), pictures_at_once))
-    training_set.divide(rank=rank, world=world, num_workers=num_workers, turn=first_step * pieces)
-    draws = _Draws(plan, range(first_step, max_steps), rank, world, pictures_at_once)
-    batches: Iterable[list[Draw]] = draws
-    if training_set.has_streams:
-        batches = _InOwnParts(draws, training_set.sources, num_workers, first=first_step * pieces)
+    pieces = len(micro_batches(rank_part([Sample(0, 0, 0)] * sampler.batch_size, rank, world), micro_batch_size))
+    dataset.divide(rank=rank, world=world, num_workers=num_workers, offset=first_step * pieces)
+    samples = _Samples(sampler, range(first_step, max_steps), rank, world, micro_batch_size)
+    batches: Iterable[list[Sample]] = samples
+    if dataset.has_streams:
+        batches = _InOwnParts(samples, dataset.sources, num_workers, first=first_step * pieces)
     loader = DataLoader(
-        training_set,
+        dataset,
         batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=_Loaded(collate),
@@ -277,41 +277,41 @@ def _steps(loader: Iterable[tuple[dict[str, Any], list[Skipped]]], pieces: int) 
 
 
 @dataclass(frozen=True)
-class _Draws:
-    """The draws of each micro-batch of one rank, in order."""
+class _Samples:
+    """The samples of each micro-batch of one rank, in order."""
 
-    plan: BatchPlan
+    sampler: BatchSampler
     steps: range
     rank: int
     world: int
-    pictures_at_once: int
+    micro_batch_size: int
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[Sample]]:
         for step in self.steps:
-            yield from micro_batches(rank_part(self.plan.batch(step), self.rank, self.world), self.pictures_at_once)
+            yield from micro_batches(rank_part(self.sampler.batch(step), self.rank, self.world), self.micro_batch_size)
 
 
 class _InOwnParts:
-    """Micro-batches whose draws from streams have positions in the part of the worker that loads them.
+    """Micro-batches whose samples from streams have positions in the part of the worker that loads them.
 
     How many were drawn from it before is counted from the first step on, without reading anything.
     """
 
     def __init__(
-        self, draws: _Draws, sources: Sequence[RecordSet | RecordStream], num_workers: int, first: int
+        self, samples: _Samples, sources: Sequence[RecordSet | RecordStream], num_workers: int, first: int
     ) -> None:
-        self.draws = draws
+        self.samples = samples
         self.first = first
         self.streams = {i for i, source in enumerate(sources) if not isinstance(source, RecordSet)}
         self.num_workers = max(1, num_workers)
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[Sample]]:
         drawn: Counter[tuple[int, int]] = Counter()
-        for number, batch in enumerate(replace(self.draws, steps=range(self.draws.steps.stop))):
+        for number, batch in enumerate(replace(self.samples, steps=range(self.samples.steps.stop))):
             placed = []
-            for draw in batch:
-                place = (draw.source, number % self.num_workers)
-                placed.append(replace(draw, index=drawn[place]) if draw.source in self.streams else draw)
+            for sample in batch:
+                place = (sample.source, number % self.num_workers)
+                placed.append(replace(sample, index=drawn[place]) if sample.source in self.streams else sample)
                 drawn[place] += 1
             if number >= self.first:
                 yield placed

@@ -35,7 +35,7 @@ INVERSE = {
 }
 
 
-def picture(height: int, width: int) -> Image.Image:
+def rgb(height: int, width: int) -> Image.Image:
     return Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
@@ -63,28 +63,28 @@ def stock() -> transformers.GroundingDinoImageProcessor:
     "options",
     [{}, {"size": {"height": 30, "width": 50}}, {"do_normalize": False}, {"pad_size": {"height": 99, "width": 90}}],
 )
-def test_rgb_pictures_come_out_as_in_transformers(ours: Any, stock: Any, options: dict[str, Any]) -> None:
-    pictures = [picture(31, 77), picture(60, 40), picture(31, 77), picture(90, 20)]
-    got = ours(pictures, return_tensors="pt", **options)
-    expected = stock(pictures, return_tensors="pt", **options)
+def test_rgb_images_come_out_as_in_transformers(ours: Any, stock: Any, options: dict[str, Any]) -> None:
+    images = [rgb(31, 77), rgb(60, 40), rgb(31, 77), rgb(90, 20)]
+    got = ours(images, return_tensors="pt", **options)
+    expected = stock(images, return_tensors="pt", **options)
     assert got.keys() == expected.keys()
     for name in expected:
         assert torch.equal(got[name], expected[name])
 
 
-def test_annotations_of_one_picture_come_out_as_in_transformers(ours: Any, stock: Any) -> None:
+def test_annotations_of_one_image_come_out_as_in_transformers(ours: Any, stock: Any) -> None:
     target = annotation([3, 4, 20, 10], [0, 0, 77, 31])
-    got, expected = (p(picture(31, 77), target, return_tensors="pt")["labels"][0] for p in (ours, stock))
+    got, expected = (p(rgb(31, 77), target, return_tensors="pt")["labels"][0] for p in (ours, stock))
     assert got.keys() == expected.keys()
     for name in expected:
         assert torch.equal(got[name], expected[name])
 
 
-def test_boxes_are_relative_to_the_picture_and_not_to_the_canvas(ours: Any, stock: Any) -> None:
-    """The left half of a picture stays the left half beside a picture that is twice as wide."""
+def test_boxes_are_relative_to_the_image_and_not_to_the_canvas(ours: Any, stock: Any) -> None:
+    """The left half of an image stays the left half beside an image that is twice as wide."""
     target = annotation([0, 0, 25, 50])
     expected = torch.tensor([[0.25, 0.5, 0.5, 1.0]])
-    batch = [picture(50, 50), picture(50, 100)]
+    batch = [rgb(50, 50), rgb(50, 100)]
     inputs = ours(batch, [target, target], return_tensors="pt")
     assert inputs["pixel_mask"][0].float().mean() < 0.7
     torch.testing.assert_close(inputs["labels"][0]["boxes"], expected)
@@ -116,7 +116,7 @@ def test_the_form_nested_in_processor_config_is_read_too(ours: Any, tmp_path: Pa
     (tmp_path / "processor_config.json").write_text(json.dumps(nested))
     with silence():
         loaded = GroundingDinoImageProcessor.from_pretrained(tmp_path)
-    assert loaded(picture(40, 40), return_tensors="pt")["pixel_values"].shape[-2:] == (20, 20)
+    assert loaded(rgb(40, 40), return_tensors="pt")["pixel_values"].shape[-2:] == (20, 20)
 
 
 # --- the sizes ---------------------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def test_resize_rules(height: int, width: int, original: tuple[int, int], in_tra
 
 
 def test_the_original_rule_resizes_as_pil_does() -> None:
-    batch = [picture(37, 64), picture(37, 64)]
+    batch = [rgb(37, 64), rgb(37, 64)]
     processor = GroundingDinoImageProcessor(size=SIZE, do_rescale=False, do_normalize=False)
     got = processor(batch, resize_rule="original", return_tensors="pt")["pixel_values"]
     height, width = original_size((37, 64), 48, 80)
@@ -161,13 +161,13 @@ def test_the_rule_is_kept_on_disk_and_checked(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="resize_rule"):
         GroundingDinoImageProcessor(resize_rule="newest")
     with pytest.raises(ValueError, match="resize_rule"):
-        GroundingDinoImageProcessor()(picture(4, 4), resize_rule="newest")
+        GroundingDinoImageProcessor()(rgb(4, 4), resize_rule="newest")
 
 
 @pytest.mark.parametrize("rule", ["transformers", "original"])
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 5000), (5000, 1), (2, 3), (3, 2)])
 def test_no_side_becomes_nothing(ours: Any, height: int, width: int, rule: str) -> None:
-    inputs = ours(picture(height, width), resize_rule=rule, return_tensors="pt")
+    inputs = ours(rgb(height, width), resize_rule=rule, return_tensors="pt")
     assert min(inputs["pixel_values"].shape) >= 1
     assert inputs["pixel_values"].isfinite().all()
     assert inputs["pixel_mask"].all()
@@ -179,7 +179,7 @@ def test_no_side_becomes_nothing(ours: Any, height: int, width: int, rule: str) 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "CMYK", "YCbCr", "PA", "La", "RGBa"])
 def test_every_mode_is_read_as_pil_shows_it(ours: Any, mode: str) -> None:
     via = {"PA": "P", "La": "LA", "RGBa": "RGBA"}.get(mode, mode)
-    image = picture(9, 14).convert(via)
+    image = rgb(9, 14).convert(via)
     shown = image.convert("RGB")
     image = image.convert(mode)
     assert image.mode == mode
@@ -189,7 +189,7 @@ def test_every_mode_is_read_as_pil_shows_it(ours: Any, mode: str) -> None:
 
 
 def test_a_transparent_palette_keeps_its_colours() -> None:
-    image = picture(9, 14).quantize(8)
+    image = rgb(9, 14).quantize(8)
     expected = read_images(image.convert("RGB"))[0]
     image.info["transparency"] = bytes([0, 100, 255])
     with silence():
@@ -214,31 +214,31 @@ def test_sixteen_bits_are_scaled_and_not_cut(tmp_path: Path) -> None:
     ):
         assert torch.equal(read_images(image)[0], expected)
     dark = Image.fromarray(np.full((4, 4), 200, np.uint16))
-    assert read_images(dark)[0].max() == 1  # the range is the type's, not the picture's
+    assert read_images(dark)[0].max() == 1  # the range is the type's, not the image's
     stretched = read_images(Image.fromarray(np.array([[-7, 0, 93]], np.int32)))[0]
     assert stretched[0].tolist() == [[0, 18, 255]]
 
 
 def test_arrays_and_tensors_in_every_layout() -> None:
-    image = picture(6, 7)
-    rgb = np.asarray(image)
+    image = rgb(6, 7)
+    pixels = np.asarray(image)
     expected = read_images(image)[0]
-    alpha = np.concatenate([rgb, rgb[..., :1]], -1)
+    alpha = np.concatenate([pixels, pixels[..., :1]], -1)
     for form in (
-        rgb,
-        rgb.transpose(2, 0, 1),
+        pixels,
+        pixels.transpose(2, 0, 1),
         alpha,
-        rgb[::1, ::1],
-        torch.from_numpy(rgb.copy()),
-        torch.from_numpy(rgb.transpose(2, 0, 1).copy()),
+        pixels[::1, ::1],
+        torch.from_numpy(pixels.copy()),
+        torch.from_numpy(pixels.transpose(2, 0, 1).copy()),
         torch.from_numpy(alpha.copy()),
     ):
         assert torch.equal(read_images(form)[0], expected)
-    grey = rgb[..., 0]
-    for form in (grey, grey[..., None], grey[None], rgb[..., :2], torch.from_numpy(grey.copy())):
+    grey = pixels[..., 0]
+    for form in (grey, grey[..., None], grey[None], pixels[..., :2], torch.from_numpy(grey.copy())):
         assert torch.equal(read_images(form)[0], expected[:1].expand(3, -1, -1))
     assert read_images(grey > 100)[0].unique().tolist() == [0, 255]
-    batches = read_images([np.stack([rgb, rgb]), [image], torch.stack([expected] * 2)])
+    batches = read_images([np.stack([pixels, pixels]), [image], torch.stack([expected] * 2)])
     assert len(batches) == 5
     assert all(torch.equal(one, expected) for one in batches)
 
@@ -254,14 +254,14 @@ def test_small_arrays_are_not_mistaken() -> None:
 
 
 def test_floating_point_keeps_its_values(ours: Any) -> None:
-    image = picture(48, 48)
+    image = rgb(48, 48)
     unit = np.asarray(image).astype(np.float64) / 255
     got = ours(unit, do_rescale=False, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(got, ours(image, return_tensors="pt")["pixel_values"])
 
 
 def test_paths_and_addresses(tmp_path: Path) -> None:
-    image = picture(6, 7)
+    image = rgb(6, 7)
     image.save(tmp_path / "a.png")
     encoded = base64.b64encode((tmp_path / "a.png").read_bytes()).decode()
     forms = [tmp_path / "a.png", str(tmp_path / "a.png"), f"data:image/png;base64,{encoded}", encoded]
@@ -270,9 +270,9 @@ def test_paths_and_addresses(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64, np.float16])
-def test_floating_point_in_0_to_1_is_no_black_picture(ours: Any, kind: Any) -> None:
+def test_floating_point_in_0_to_1_is_no_black_image(ours: Any, kind: Any) -> None:
     """matplotlib, scikit-image and `ToTensor` give such. With white at 255 or another factor nothing changes."""
-    image = picture(48, 48)
+    image = rgb(48, 48)
     bytes_ = np.asarray(image).astype(kind)
     expected = ours(image, return_tensors="pt")["pixel_values"]
     tensor = torch.from_numpy(bytes_ / 255).permute(2, 0, 1)
@@ -294,7 +294,7 @@ def stored_on_its_side(path: Path, upright: Image.Image, orientation: int) -> No
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_files_are_turned_upright(ours: Any, tmp_path: Path, orientation: int) -> None:
-    upright, path = picture(20, 40), tmp_path / "turned.png"
+    upright, path = rgb(20, 40), tmp_path / "turned.png"
     stored_on_its_side(path, upright, orientation)
     with path.open("rb") as file:
         for form in (path, path.read_bytes(), file):
@@ -305,10 +305,10 @@ def test_files_are_turned_upright(ours: Any, tmp_path: Path, orientation: int) -
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])
-def test_a_picture_in_memory_stays_as_it_lies(ours: Any, stock: Any, tmp_path: Path, orientation: int) -> None:
+def test_an_image_in_memory_stays_as_it_lies(ours: Any, stock: Any, tmp_path: Path, orientation: int) -> None:
     """Its `size` is what scripts give as target size."""
     path = tmp_path / "turned.png"
-    stored_on_its_side(path, picture(20, 40), orientation)
+    stored_on_its_side(path, rgb(20, 40), orientation)
     with Image.open(path) as opened:
         target = annotation([0, 0, 10, 10])
         got, expected = (processor(opened, target, return_tensors="pt") for processor in (ours, stock))
@@ -321,34 +321,34 @@ def test_a_picture_in_memory_stays_as_it_lies(ours: Any, stock: Any, tmp_path: P
 
 
 def truncated(folder: Path) -> Path:
-    picture(200, 200).save(folder / "whole.jpg")
+    rgb(200, 200).save(folder / "whole.jpg")
     data = (folder / "whole.jpg").read_bytes()
     (folder / "cut.jpg").write_bytes(data[: len(data) // 2])
     return folder / "cut.jpg"
 
 
-def no_picture(folder: Path) -> Path:
-    (folder / "notes.jpg").write_text("no picture")
+def no_image(folder: Path) -> Path:
+    (folder / "notes.jpg").write_text("no image")
     return folder / "notes.jpg"
 
 
 def broken_png(folder: Path) -> Path:
-    picture(50, 50).save(folder / "whole.png")
+    rgb(50, 50).save(folder / "whole.png")
     data = bytearray((folder / "whole.png").read_bytes())
     data[60:200] = bytes(140)
     (folder / "broken.png").write_bytes(bytes(data))
     return folder / "broken.png"
 
 
-@pytest.mark.parametrize("make", [truncated, no_picture, broken_png, lambda folder: folder / "absent.png", lambda f: f])
+@pytest.mark.parametrize("make", [truncated, no_image, broken_png, lambda folder: folder / "absent.png", lambda f: f])
 def test_a_bad_file_is_named(ours: Any, tmp_path: Path, make: Any) -> None:
     path = make(tmp_path)
     with pytest.raises(ValueError, match=r"Image 1 \(.*\) cannot be read") as error:
-        ours([picture(4, 4), path])
+        ours([rgb(4, 4), path])
     assert path.name in str(error.value)
 
 
-def test_a_bad_picture_that_was_opened_before_is_named(ours: Any, tmp_path: Path) -> None:
+def test_a_bad_image_that_was_opened_before_is_named(ours: Any, tmp_path: Path) -> None:
     path = truncated(tmp_path)
     with Image.open(path) as opened, pytest.raises(ValueError, match=r"Image 0 \(.*cut\.jpg\) cannot be read"):
         ours(opened)
@@ -360,7 +360,7 @@ def test_a_bad_picture_that_was_opened_before_is_named(ours: Any, tmp_path: Path
     [
         (3, "int is not an image"),
         (None, "NoneType is not an image"),
-        (b"no picture", "cannot identify"),
+        (b"no image", "cannot identify"),
         (Image.new("RGB", (0, 5)), "no pixels"),
         (np.zeros((0, 5, 3), np.uint8), "no pixels"),
         (np.zeros(5, np.uint8), "2 or 3 dimensions"),
@@ -372,11 +372,11 @@ def test_a_bad_picture_that_was_opened_before_is_named(ours: Any, tmp_path: Path
         ("absent.png", "no such file"),
     ],
 )
-def test_what_is_no_picture_is_refused_with_its_place(ours: Any, bad: Any, why: str) -> None:
+def test_what_is_no_image_is_refused_with_its_place(ours: Any, bad: Any, why: str) -> None:
     with pytest.raises(ValueError, match=rf"Image 2\b.* cannot be read: .*{why}"):
-        ours([picture(4, 4), picture(4, 4), bad])
+        ours([rgb(4, 4), rgb(4, 4), bad])
 
 
-def test_no_pictures_at_all(ours: Any) -> None:
+def test_no_images_at_all(ours: Any) -> None:
     with pytest.raises(ValueError, match="No images"):
         ours([])

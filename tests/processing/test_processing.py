@@ -1,4 +1,4 @@
-"""Laws of the processor: one prompt and one picture in, the caller's own words and boxes in the picture out."""
+"""Laws of the processor: one prompt and one image in, the caller's own words and boxes in the image out."""
 
 from __future__ import annotations
 
@@ -531,8 +531,8 @@ def test_prompts_that_differ_in_spelling_alone_keep_their_own() -> None:
     """Law 16, where both are looked up after both were made, and where a model hands the ids on."""
     processor = GroundingDinoProcessor(GroundingDinoImageProcessor(size=SIZE), TOKENIZER)
     spellings = (["Cat", "remote control"], ["cat", "Remote Control"], "cat. remote control.")
-    picture = Image.new("RGB", (64, 48))
-    batches = [processor(images=picture, text=text, return_tensors="pt") for text in spellings]
+    image = Image.new("RGB", (64, 48))
+    batches = [processor(images=image, text=text, return_tensors="pt") for text in spellings]
     found = []
     for batch in batches:
         logits = torch.full((1, 2, batch["input_ids"].shape[1]), 2.0)

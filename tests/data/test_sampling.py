@@ -1,4 +1,4 @@
-"""Which pictures make up a step: shares, aspects, ranks, and that nothing depends on the way to it."""
+"""Which images make up a step: shares, aspects, ranks, and that nothing depends on the way to it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from hf_grounding_dino.data.mixture import BatchPlan, Draw, micro_batches, rank_part
 from hf_grounding_dino.data.records import DataError, Record, SourceEntry
+from hf_grounding_dino.data.sampling import BatchSampler, Sample, micro_batches, rank_part
 from listed_records import ListedRecords
 
 WIDE, HIGH = (60, 40), (40, 60)
@@ -45,13 +45,13 @@ def entry(**options: Any) -> SourceEntry:
     return SourceEntry(format="coco", annotations="a.json", **options)
 
 
-def make_plan(*, weights: Sequence[float] = (1,), lengths: Sequence[int] = (10,), batch_size: int = 4) -> BatchPlan:
+def make_plan(*, weights: Sequence[float] = (1,), lengths: Sequence[int] = (10,), batch_size: int = 4) -> BatchSampler:
     sources = [make_source([WIDE] * length) for length in lengths]
-    return BatchPlan(sources, [entry(weight=weight) for weight in weights], batch_size=batch_size, seed=5)
+    return BatchSampler(sources, [entry(weight=weight) for weight in weights], batch_size=batch_size, seed=5)
 
 
-def counts(plan: BatchPlan, steps: range) -> Counter[tuple[int, int]]:
-    return Counter((draw.source, draw.index) for step in steps for draw in plan.batch(step))
+def counts(plan: BatchSampler, steps: range) -> Counter[tuple[int, int]]:
+    return Counter((sample.source, sample.index) for step in steps for sample in plan.batch(step))
 
 
 # --- shares ------------------------------------------------------------------------------------------------------
@@ -86,8 +86,8 @@ def test_weights_are_exact_decimals() -> None:
 
 
 def test_an_epoch_size_cycles_through_the_records() -> None:
-    """3 of 7 records an epoch: the 6 of two epochs differ, and 7 epochs are 21 pictures, 3 of each record."""
-    plan = BatchPlan([make_source([WIDE] * 7)], [entry(epoch_size=3, weight=9)], batch_size=1, seed=0)
+    """3 of 7 records an epoch: the 6 of two epochs differ, and 7 epochs are 21 images, 3 of each record."""
+    plan = BatchSampler([make_source([WIDE] * 7)], [entry(epoch_size=3, weight=9)], batch_size=1, seed=0)
     assert len(counts(plan, range(6))) == 6
     assert counts(plan, range(21)) == Counter({(0, i): 3 for i in range(7)})
 
@@ -97,27 +97,27 @@ def test_sources_are_shuffled_together() -> None:
     plan = make_plan(weights=[1, 2], lengths=[12, 6], batch_size=6)
     assert plan.steps_per_epoch == 4
     assert counts(plan, range(4)) == Counter({(0, i): 1 for i in range(12)} | {(1, i): 2 for i in range(6)})
-    mixed = [{draw.source for draw in plan.batch(step)} for step in range(40)]
+    mixed = [{sample.source for sample in plan.batch(step)} for step in range(40)]
     assert mixed.count({0, 1}) > 30
-    order = [[(draw.source, draw.index) for step in range(e, e + 4) for draw in plan.batch(step)] for e in (0, 4)]
+    order = [[(sample.source, sample.index) for step in range(e, e + 4) for sample in plan.batch(step)] for e in (0, 4)]
     assert order[0] != order[1]
 
 
 def test_fewer_records_than_a_batch() -> None:
-    """3 records by 8: three steps are 24 pictures, 8 epochs, 8 of each record."""
+    """3 records by 8: three steps are 24 images, 8 epochs, 8 of each record."""
     plan = make_plan(lengths=[3], batch_size=8)
     assert plan.steps_per_epoch == 1
     assert counts(plan, range(3)) == Counter({(0, i): 8 for i in range(3)})
 
 
 def test_a_rare_record_in_a_long_run() -> None:
-    """10 records of weight 0.001 give one picture in 100 epochs, beside the 200 of the other source."""
+    """10 records of weight 0.001 give one image in 100 epochs, beside the 200 of the other source."""
     plan = make_plan(weights=[1, 0.001], lengths=[2, 10], batch_size=1)
     assert plan.first_step(100) == 201
     assert sum(number for (source, _), number in counts(plan, range(201)).items() if source) == 1
 
 
-def test_other_halves_come_in_later_turns() -> None:
+def test_other_halves_come_in_later_offsets() -> None:
     """20 records, 10 an epoch: epochs 0 and 1 are the halves of one turn; those of the next turns are others."""
     plan = make_plan(weights=[0.5], lengths=[20], batch_size=10)
     halves = [frozenset(counts(plan, range(step, step + 1))) for step in range(8)]
@@ -126,7 +126,7 @@ def test_other_halves_come_in_later_turns() -> None:
 
 
 def test_every_step_lies_in_its_epoch() -> None:
-    """3 sources of 1 record and weight 0.3 give nothing in epochs 0 to 2 and 3 pictures in epoch 3 (4 * 0.3 = 1.2)."""
+    """3 sources of 1 record and weight 0.3 give nothing in epochs 0 to 2 and 3 images in epoch 3 (4 * 0.3 = 1.2)."""
     plan = make_plan(weights=[0.3] * 3, lengths=[1] * 3, batch_size=1)
     assert [plan.epoch_of(step) for step in range(7)] == [3, 3, 3, 6, 6, 6, 9]
     assert counts(plan, range(6)) == Counter({(source, 0): 2 for source in range(3)})
@@ -136,41 +136,41 @@ def test_every_step_lies_in_its_epoch() -> None:
 
 
 def test_batches_are_of_one_aspect_but_for_one_an_epoch() -> None:
-    """13 wide, square or unknown and 7 high pictures by 4: batches 3 wide, 1 high and one of 1 wide and 3 high."""
+    """13 wide, square or unknown and 7 high images by 4: batches 3 wide, 1 high and one of 1 wide and 3 high."""
     source = make_source([WIDE] * 11 + [(50, 50), None] + [HIGH] * 7)
-    plan = BatchPlan([source], [entry()], batch_size=4, seed=0)
+    plan = BatchSampler([source], [entry()], batch_size=4, seed=0)
     for epoch in range(5):
         batches = [plan.batch(step) for step in range(plan.first_step(epoch), plan.first_step(epoch + 1))]
-        portrait = [[draw.index >= 13 for draw in batch] for batch in batches]
+        portrait = [[sample.index >= 13 for sample in batch] for batch in batches]
         assert sorted(map(sum, portrait)) == [0, 0, 0, 3, 4]
         assert [True, True, True, False] in portrait
-        assert len({draw.index for batch in batches for draw in batch}) == 20
+        assert len({sample.index for batch in batches for sample in batch}) == 20
 
 
 def test_batches_of_both_aspects_come_in_any_order() -> None:
-    """20 wide and 20 high pictures by 4: five batches each an epoch, in another order in each of 5 epochs."""
-    plan = BatchPlan([make_source([WIDE, HIGH] * 20)], [entry()], batch_size=4, seed=0)
+    """20 wide and 20 high images by 4: five batches each an epoch, in another order in each of 5 epochs."""
+    plan = BatchSampler([make_source([WIDE, HIGH] * 20)], [entry()], batch_size=4, seed=0)
     orders = {tuple(plan.batch(step)[0].index % 2 for step in range(e * 10, e * 10 + 10)) for e in range(5)}
     assert len(orders) > 3
     assert all(sum(order) == 5 for order in orders)
 
 
 def test_batches_are_of_similar_aspects() -> None:
-    """640 pictures from 1:2 to 2:1 by 10, all in one pool: a batch spans 1 of 64 equal parts and a little.
+    """640 images from 1:2 to 2:1 by 10, all in one pool: a batch spans 1 of 64 equal parts and a little.
 
     Nearly all of 128 batches of two epochs have other company.
     """
     rng = np.random.default_rng(0)
     sizes = [(int(1000 * 2**power), 1000) for power in rng.permutation(np.linspace(-1, 1, 640))]
-    plan = BatchPlan([make_source(sizes)], [entry()], batch_size=10, seed=0)
-    powers = [[math.log2(sizes[draw.index][0] / 1000) for draw in plan.batch(step)] for step in range(64)]
+    plan = BatchSampler([make_source(sizes)], [entry()], batch_size=10, seed=0)
+    powers = [[math.log2(sizes[sample.index][0] / 1000) for sample in plan.batch(step)] for step in range(64)]
     assert max(max(batch) - min(batch) for batch in powers) < 2 * 2 / 64 + 0.02
-    assert len({tuple(draw.index for draw in plan.batch(step)) for step in range(128)}) > 110
+    assert len({tuple(sample.index for sample in plan.batch(step)) for step in range(128)}) > 110
 
 
 def test_no_record_waits_for_others_of_its_aspect() -> None:
-    """One high picture among 7, by 4: it comes 8 times in 14 steps, like the others."""
-    plan = BatchPlan([make_source([WIDE] * 6 + [HIGH])], [entry()], batch_size=4, seed=0)
+    """One high image among 7, by 4: it comes 8 times in 14 steps, like the others."""
+    plan = BatchSampler([make_source([WIDE] * 6 + [HIGH])], [entry()], batch_size=4, seed=0)
     assert counts(plan, range(14)) == Counter({(0, i): 8 for i in range(7)})
 
 
@@ -178,7 +178,7 @@ def test_no_record_waits_for_others_of_its_aspect() -> None:
 
 
 def test_a_step_depends_on_nothing_but_its_number() -> None:
-    """Asked from step 37 on, backwards, or from the beginning: the same pictures with the same seeds."""
+    """Asked from step 37 on, backwards, or from the beginning: the same images with the same seeds."""
     through = [make_plan(weights=[0.7, 1.3], lengths=[9, 11]).batch(step) for step in range(60)]
     plan = make_plan(weights=[0.7, 1.3], lengths=[9, 11])
     running = [plan.batch(step) for step in range(60)]
@@ -191,16 +191,16 @@ def test_a_step_depends_on_nothing_but_its_number() -> None:
 def test_each_drawing_has_its_own_seed() -> None:
     """30 steps of 4 from 10 records and 5: 120 drawings with 120 seeds that fit 63 bits."""
     plan = make_plan(weights=[1, 1], lengths=[10, 5])
-    seeds = [draw.seed for step in range(30) for draw in plan.batch(step)]
+    seeds = [sample.seed for step in range(30) for sample in plan.batch(step)]
     assert len(set(seeds)) == 120
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
 def test_another_seed_is_another_order() -> None:
     sources, entries = [make_source([WIDE] * 40)], [entry()]
-    one, other = (BatchPlan(sources, entries, batch_size=8, seed=seed).batch(0) for seed in (0, 1))
-    assert {draw.index for draw in one} != {draw.index for draw in other}
-    assert not {draw.seed for draw in one} & {draw.seed for draw in other}
+    one, other = (BatchSampler(sources, entries, batch_size=8, seed=seed).batch(0) for seed in (0, 1))
+    assert {sample.index for sample in one} != {sample.index for sample in other}
+    assert not {sample.seed for sample in one} & {sample.seed for sample in other}
 
 
 # --- streams -----------------------------------------------------------------------------------------------------
@@ -209,14 +209,11 @@ def test_another_seed_is_another_order() -> None:
 def test_a_stream_is_drawn_in_its_own_order() -> None:
     """3 of a stream and 5 listed an epoch, by 4: over 20 steps the stream's positions are 0 to 29, ascending."""
     sources = [make_source([WIDE, HIGH] * 4), Stream(4)]
-    plan = BatchPlan(sources, [entry(epoch_size=5), entry(epoch_size=3)], batch_size=4, seed=0)
-    positions = [draw.index for step in range(20) for draw in plan.batch(step) if draw.source == 1]
+    plan = BatchSampler(sources, [entry(epoch_size=5), entry(epoch_size=3)], batch_size=4, seed=0)
+    positions = [sample.index for step in range(20) for sample in plan.batch(step) if sample.source == 1]
     assert positions == list(range(30))
-    assert [draw for step in range(13, 20) for draw in plan.batch(step)] == [
-        draw
-        for step in range(13, 20)
-        for draw in BatchPlan(sources, [entry(epoch_size=5), entry(epoch_size=3)], batch_size=4, seed=0).batch(step)
-    ]
+    again = BatchSampler(sources, [entry(epoch_size=5), entry(epoch_size=3)], batch_size=4, seed=0)
+    assert [plan.batch(step) for step in range(13, 20)] == [again.batch(step) for step in range(13, 20)]
 
 
 # --- parts of a step ---------------------------------------------------------------------------------------------
@@ -226,18 +223,18 @@ def test_a_stream_is_drawn_in_its_own_order() -> None:
 def test_the_parts_of_all_ranks_are_the_batch(world: int) -> None:
     batch = make_plan(batch_size=12).batch(3)
     parts = [rank_part(batch, rank, world) for rank in range(world)]
-    assert [draw for part in parts for draw in part] == batch
+    assert [sample for part in parts for sample in part] == batch
     assert {len(part) for part in parts} == {12 // world}
 
 
 def test_pieces_are_as_equal_as_can_be() -> None:
-    """10 pictures, at most 4 at once: 3 pieces of 3, 3 and 4."""
-    draws = [Draw(0, i, i) for i in range(10)]
-    pieces = micro_batches(draws, 4)
-    assert [draw for piece in pieces for draw in piece] == draws
+    """10 images, at most 4 at once: 3 pieces of 3, 3 and 4."""
+    samples = [Sample(0, i, i) for i in range(10)]
+    pieces = micro_batches(samples, 4)
+    assert [sample for piece in pieces for sample in piece] == samples
     assert sorted(map(len, pieces)) == [3, 3, 4]
-    assert micro_batches(draws, 10) == micro_batches(draws, 99) == [draws]
-    assert micro_batches(draws, 1) == [[draw] for draw in draws]
+    assert micro_batches(samples, 10) == micro_batches(samples, 99) == [samples]
+    assert micro_batches(samples, 1) == [[sample] for sample in samples]
 
 
 # --- refusals ----------------------------------------------------------------------------------------------------
@@ -245,11 +242,11 @@ def test_pieces_are_as_equal_as_can_be() -> None:
 
 def test_what_cannot_be_divided_is_refused() -> None:
     batch = make_plan(batch_size=4).batch(0)
-    with pytest.raises(ValueError, match="4 pictures cannot be divided among 3 processes"):
+    with pytest.raises(ValueError, match="4 images cannot be divided among 3 processes"):
         rank_part(batch, 0, 3)
     with pytest.raises(ValueError, match="rank 2 of 2"):
         rank_part(batch, 2, 2)
-    with pytest.raises(ValueError, match="pictures_at_once"):
+    with pytest.raises(ValueError, match="micro_batch_size"):
         micro_batches(batch, 0)
     with pytest.raises(ValueError, match="steps count from 0"):
         make_plan().batch(-1)
@@ -267,11 +264,11 @@ def test_what_cannot_be_divided_is_refused() -> None:
 )
 def test_a_share_that_makes_no_sense_is_refused(source: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        BatchPlan([source], [entry(**options)], batch_size=1, seed=0)
+        BatchSampler([source], [entry(**options)], batch_size=1, seed=0)
 
 
 def test_a_plan_needs_a_source_and_a_batch() -> None:
     with pytest.raises(DataError, match="nothing to train on"):
-        BatchPlan([], [], batch_size=1, seed=0)
+        BatchSampler([], [], batch_size=1, seed=0)
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         make_plan(batch_size=0)

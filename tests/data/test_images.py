@@ -1,4 +1,4 @@
-"""Opening pictures: upright, RGB, or one line that says why not."""
+"""Opening images: upright, RGB, or one line that says why not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from hf_grounding_dino.data.images import open_picture
+from hf_grounding_dino.data.images import load_image
 from hf_grounding_dino.processing.image_processing_grounding_dino import read_images
 
 
@@ -30,29 +30,29 @@ def noise(mode: str, width: int = 9, height: int = 5) -> Image.Image:
 @pytest.mark.parametrize("form", ["decoded", "bytes", "file"])
 def test_every_mode_is_read_as_the_image_processor_reads_it(mode: str, form: str, tmp_path: Path) -> None:
     kind = "TIFF" if mode in ("CMYK", "F") else "PNG"
-    path = tmp_path / f"picture.{kind.lower()}"
+    path = tmp_path / f"image.{kind.lower()}"
     path.write_bytes(encoded(noise(mode), kind))
     source = {"decoded": noise(mode), "bytes": path.read_bytes(), "file": path}[form]
-    image = open_picture(source)
+    image = load_image(source)
     assert image.mode == "RGB" and image.size == (9, 5)
     assert np.array_equal(np.asarray(image), read_images([path])[0].permute(1, 2, 0).numpy())
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_a_picture_that_lies_on_its_side_is_put_upright(mode: str) -> None:
+def test_an_image_that_lies_on_its_side_is_put_upright(mode: str) -> None:
     """Orientation 6, a quarter turn: 9 x 5 pixels are 5 x 9, the first of them at the top right."""
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     lying = noise(mode)
-    image = open_picture(encoded(lying, exif=exif))
+    image = load_image(encoded(lying, exif=exif))
     assert image.size == (5, 9)
     assert image.getpixel((4, 0)) == lying.convert("RGB").getpixel((0, 0))
-    assert open_picture(lying).size == (9, 5)
+    assert load_image(lying).size == (9, 5)
 
 
-def test_a_decoded_picture_is_not_handed_out_itself() -> None:
+def test_a_decoded_image_is_not_handed_out_itself() -> None:
     own = noise("RGB")
-    open_picture(own).paste(0, (0, 0, 9, 5))
+    load_image(own).paste(0, (0, 0, 9, 5))
     assert np.asarray(own).any()
 
 
@@ -60,7 +60,7 @@ def test_a_decoded_picture_is_not_handed_out_itself() -> None:
 @pytest.mark.parametrize("keep", [1.0, 0.9, 0.5])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"])
 def test_damaged_files_are_refused_in_one_line_or_read(kind: str, keep: float) -> None:
-    """Cut files and files with random bytes inside: a picture or a ValueError of one line, and no other error."""
+    """Cut files and files with random bytes inside: an image or a ValueError of one line, and no other error."""
     whole = encoded(noise("RGB", 40, 30), kind)
     for seed in range(20):
         rng = np.random.default_rng(seed)
@@ -68,7 +68,7 @@ def test_damaged_files_are_refused_in_one_line_or_read(kind: str, keep: float) -
         for place in rng.integers(0, len(damaged), 4):
             damaged[place] = int(rng.integers(256))
         try:
-            assert open_picture(bytes(damaged)).mode == "RGB"
+            assert load_image(bytes(damaged)).mode == "RGB"
         except ValueError as error:
             assert str(error) and "\n" not in str(error)
 
@@ -77,11 +77,11 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     cut = encoded(noise("RGB", 200, 200), "JPEG")[:5000]
     for source, message in [
         (tmp_path / "no.png", "^there is no such file$"),
-        (b"hello", "^it is not a picture$"),
-        (b"", "^it is not a picture$"),
+        (b"hello", "^it is not an image$"),
+        (b"", "^it is not an image$"),
         (tmp_path, "directory"),
         (cut, "truncated"),
         (Image.new("RGB", (0, 4)), "it has no pixels: 0 x 4"),
     ]:
         with pytest.raises(ValueError, match=message):
-            open_picture(source)
+            load_image(source)
