@@ -1,4 +1,4 @@
-"""Names in the files of others that lead out of the folder of the pictures: one line, whatever the format."""
+"""Names in the files of others that lead out of the folder of the images: one line, whatever the format."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hf_grounding_dino.data.records import DataError
 from hf_grounding_dino.evaluation.sentence_files import caption_cases, expression_cases
 from training.runs import write_model
 
-OUT = "leads out of the folder of the pictures, images"
+OUT = "leads out of the folder of the images, images"
 ODD = "holds characters that are no text"
 STRAY = {
     "up": ("../secret.png", OUT),

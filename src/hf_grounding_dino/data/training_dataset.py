@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from .augmentation import Augmentation
 from .images import load_image
-from .sampling import BatchSampler, Sample, micro_batches, rank_part
 from .records import DataError, Record, RecordSet, RecordStream
+from .sampling import BatchSampler, Sample, micro_batches, rank_part
 from .stream_reader import StreamReader
 from .training_prompts import PromptSampler, TrainingPrompt
 
