@@ -31,16 +31,16 @@ PAPERS = {
 }
 WHAT = {
     "grounding-dino": "Grounding DINO as its authors trained it.",
-    "mm-grounding-dino": "Grounding DINO as trained by OpenMMLab: heads that differ from layer to layer, a bias in the "
+    "mm-grounding-dino": "Grounding DINO as trained by OpenMMLab, with separate heads for each layer and a bias in the "
     "scores.",
-    "llmdet": "MM-Grounding-DINO, trained further beside a language model that wrote captions from its features. On "
-    "the Hub is the detector alone.",
+    "llmdet": "MM-Grounding-DINO, trained further with a language model that writes captions from its features. The "
+    "Hub has the detector alone.",
 }
 SOURCES = {
     "paper": "the authors' paper",
     "readme": "the authors' repository",
     "mm-eval": "measured by mmdetection",
-    "secondary": "second hand",
+    "secondary": "cited by others",
 }
 TEMPLATE = """---
 library_name: transformers
@@ -62,7 +62,7 @@ base_model: {id}
 | parameters | {millions} million |
 | type on the Hub | `{model_type}` |
 | trained on | {data} |
-| licence of the weights | {licence} |
+| license of the weights | {licence} |
 | paper, code | {paper}, {code} |
 
 ## Use
@@ -87,14 +87,14 @@ processor = AutoProcessor.from_pretrained(name)
 
 ## Published numbers
 
-In percent. **None of them was run by us.** "Saw the data" means that the training part of the benchmark or its images
-were in training; "fine-tuned" is a model that was trained further on the benchmark.
+In percent. **Published by others; none was run by us.** "Saw the data": the benchmark's training split or its images were
+in training. "Fine-tuned": a model trained further on the benchmark.
 
 | benchmark | published | source | mark | run by us |
 |---|---|---|---|---|
 {rows}
 {notes}
-## Reproduce them
+## Reproduce
 
 {commands}
 """
@@ -113,8 +113,8 @@ def card(checkpoint: Checkpoint) -> str:
     notes = ["\n".join(numbered)] * bool(numbered) + [wrapped(note) for note in checkpoint.notes]
     paper, code = PAPERS[checkpoint.family]
     intro = (
-        f"[{checkpoint.id}](https://huggingface.co/{checkpoint.id}): {WHAT[checkpoint.family]} The weights are theirs; "
-        "this card says how to run them here, and what was published of them."
+        f"[{checkpoint.id}](https://huggingface.co/{checkpoint.id}): {WHAT[checkpoint.family]} The weights are "
+        "the authors'. This card shows how to use them here, and lists the published numbers."
     )
     return TEMPLATE.format(
         id=checkpoint.id,
@@ -207,8 +207,8 @@ def block(model_id: str, benchmark: Benchmark, chunks: Sequence[int | None]) -> 
         lines.append(f"hf-grounding-dino evaluate {benchmark.name} --data data --model {model_id}{option} \\")
         lines.append(f"    --output reports/{output}")
     files = dict.fromkeys(place for split in benchmark.splits for place in places(split))
-    needs = ", ".join(f"`{place}`" for place in files) or "the folders of its sets"
-    about = f"**{benchmark.title}** needs {needs} below `data`, to be had at {benchmark.source}. {benchmark.note}"
+    needs = ", ".join(f"`{place}`" for place in files) or "the folders of its datasets"
+    about = f"**{benchmark.title}** needs {needs} in `data`, from {benchmark.source}. {benchmark.note}"
     return "\n".join([wrapped(about.strip()), "", "```bash", *lines, "```"])
 
 
