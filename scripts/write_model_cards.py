@@ -87,8 +87,8 @@ processor = AutoProcessor.from_pretrained(name)
 
 ## Published numbers
 
-In percent. **Published by others; none was run by us.** "Saw the data": the benchmark's training split or its images were
-in training. "Fine-tuned": a model trained further on the benchmark.
+In percent. **Published by others; none was run by us.** "Saw the data": the benchmark's training split or its images
+were in training. "Fine-tuned": a model trained further on the benchmark.
 
 | benchmark | published | source | mark | run by us |
 |---|---|---|---|---|
