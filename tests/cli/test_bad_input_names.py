@@ -125,7 +125,7 @@ def test_a_name_that_leads_out_is_refused(
     name = written.format(here=here)
     if layout in ("yolo", "voc") and kind == "line end":
         pytest.skip("it ends the entry")
-    problem = problem.replace("images", "set.json/Annotations") if layout == "voc" else problem
+    problem = problem.replace(", images", ", set.json/Annotations") if layout == "voc" else problem
     where = WRITERS[layout](name)
     assert main(["validate", *options(layout)]) == 2
     said = complaint(capsys)
@@ -157,10 +157,10 @@ def test_a_name_that_stays_is_read(name: str, layout: str, here: Path, capsys: p
     """Absolute ones, too, as some tools write them."""
     name = name.format(here=here)
     if layout == "voc":
-        pytest.skip("its lists name no pictures")
+        pytest.skip("its lists name no images")
     WRITERS[layout](name)
     assert main(["validate", *options(layout), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["pictures"] == 2
+    assert json.loads(capsys.readouterr().out)["images"] == 2
 
 
 def test_a_folder_above_them_can_be_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

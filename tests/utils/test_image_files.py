@@ -17,7 +17,7 @@ import hf_grounding_dino
 from hf_grounding_dino.app.predictor import read_upload
 from hf_grounding_dino.cli.pictures import read_picture
 from hf_grounding_dino.data.images import load_image
-from hf_grounding_dino.data.readers.headers import upright_size
+from hf_grounding_dino.data.readers.files import upright_size
 from hf_grounding_dino.processing.image_processing_grounding_dino import read_images
 from hf_grounding_dino.utils import image_files
 from hf_grounding_dino.utils.image_files import IMAGE_FORMATS, fetch, is_public

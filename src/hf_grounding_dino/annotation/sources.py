@@ -15,8 +15,7 @@ import pyarrow.compute as pc
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from ..data.images import remote_content
-from ..data.readers.headers import IMAGE_SUFFIXES
-from ..data.readers.stray_names import is_below
+from ..data.readers.files import IMAGE_SUFFIXES, is_below
 from ..data.records import ImageSource
 from ..utils.image_files import MOST_BYTES
 from .answers import AnnotationError

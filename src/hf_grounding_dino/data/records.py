@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 ImageSource = Path | bytes | Image.Image
 """A file, an encoded image, or a decoded one."""
+
+Spans = tuple[tuple[int, int], ...]
+"""Where a caption names a box, as (start, end) characters, end exclusive, one or more."""
 
 FindingKind = Literal[
     "gapped ids", "duplicate id", "duplicate box", "unknown category", "unused category", "no category",
@@ -39,6 +42,12 @@ class Finding(NamedTuple):
     what: str
 
 
+def _no_boxes() -> Tensor:
+    import torch  # records are named on the command line, which does without
+
+    return torch.zeros(0, 4)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """One image, with boxes that labels name (detection) or that parts of a caption name (grounding).
@@ -52,7 +61,7 @@ class Record:
     area: float32 (n,), pixels, where the file says them (of a mask); None for the area of the box.
     size: (width, height) as the file says, None where it does not.
     caption: the sentence of a grounding record; None in a detection record.
-    spans: for each box, where the caption names it, as (start, end) characters, end exclusive, one or more.
+    spans: for each box, where the caption names it.
     absent: positions in `label_names` that were looked for and are not in the image; None where all labels were
         looked for everywhere. Only these are true negatives in federated sets (LVIS).
     incomplete: positions in `label_names` of which not every object is boxed (LVIS `not_exhaustive_category_ids`).
@@ -60,13 +69,13 @@ class Record:
 
     image_id: int | str
     image: ImageSource
-    boxes: Tensor
+    boxes: Tensor = field(default_factory=_no_boxes)
     labels: Tensor | None = None
     crowd: Tensor | None = None
     area: Tensor | None = None
     size: tuple[int, int] | None = None
     caption: str | None = None
-    spans: tuple[tuple[tuple[int, int], ...], ...] | None = None
+    spans: tuple[Spans, ...] | None = None
     absent: tuple[int, ...] | None = None
     incomplete: tuple[int, ...] = ()
 

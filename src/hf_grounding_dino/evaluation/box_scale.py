@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..data.readers.headers import upright_size
+from ..data.readers.files import upright_size
 from ..data.records import ImageSource
 from .analysis import Sample
 from .overlap import overlaps

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.readers.packed import PackedRecords
+from ..data.index import RecordIndex
 from ..data.readers.shapes import ShapesRecords
 from ..data.records import Record, RecordSet
 from .tasks import Case, CaseId
@@ -92,8 +92,8 @@ class RecordCases:
 
 def record_ids(records: RecordSet) -> Sequence[CaseId]:
     """What the pictures of a set are called; reads each record where the set does not keep it apart."""
-    if isinstance(records, PackedRecords):
-        return list(records.images.ids)
+    if isinstance(records, RecordIndex):
+        return records.ids
     if isinstance(records, ShapesRecords):
         # Each would be drawn to be asked.
         return range(len(records))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.readers.common import parse_json, read_bytes
+from ..data.readers.files import parse_json, read_bytes
 from ..data.records import DataError
 from ..utils.atomic import atomic_file
 from .tasks import CaseId

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from ..data.readers.common import ImageFolder, as_integer, read_json
+from ..data.readers.files import ImageFolder, as_integer, read_json
 from ..data.records import DataError
 from .tasks import Case, CaseId
 from .truth import Json, annotation_entries, corners_of, image_entries, picture_file, read_entries

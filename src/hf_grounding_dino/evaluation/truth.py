@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.readers.common import ImageFolder, clean_names, parse_json, read_bytes
+from ..data.readers.files import ImageFolder, parse_json, read_bytes
+from ..data.readers.names import clean_names
 from ..data.records import DataError
 from ..processing.prompts import clean_name
 from .tasks import CaseId

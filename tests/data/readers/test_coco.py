@@ -12,8 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
+from hf_grounding_dino.data.findings import FindingLog
 from hf_grounding_dino.data.readers import open_records
-from hf_grounding_dino.data.readers.common import FindingLog, checked_boxes, clean_names
+from hf_grounding_dino.data.readers.boxes import RawBoxes, checked_boxes
+from hf_grounding_dino.data.readers.names import clean_names
 from hf_grounding_dino.data.records import DataError, RecordSet, SourceEntry
 from hf_grounding_dino.data.shapes import write_coco, write_odvg
 from hf_grounding_dino.processing.prompts import clean_name
@@ -235,24 +237,24 @@ class TestFindings:
         """A box that ends 0.05 px past the edge is clipped in silence: files round."""
         log = FindingLog("a.json")
         boxes = [[0, 0, 100, 80], [-0.05, 0, 100.05, 40]]
-        checked = checked_boxes(boxes, [0, 0], size=(100, 80), where="here", log=log)
-        assert checked.boxes.tolist() == [[0, 0, 100, 80], [0, 0, 100, 40]]
+        checked, _ = checked_boxes(RawBoxes(boxes=boxes, names=[0, 0]), (100, 80), "here", log)
+        assert checked.tolist() == [[0, 0, 100, 80], [0, 0, 100, 40]]
         assert not log.findings
 
     @pytest.mark.parametrize("raw", [None, "12345", [1, 2, 3, "x"], [1, 2, 3, 1e400], {"x": 1}, [[1], 2, 3, 4]])
     def test_malformed_boxes_beside_a_good_one(self, raw: object) -> None:
         log = FindingLog("a.json")
-        checked = checked_boxes([raw, [1, 2, 30, 40]], [0, 0], size=None, where="here", log=log)
-        assert checked.kept == [1]
-        assert checked.boxes.tolist() == [[1, 2, 30, 40]]
+        checked, kept = checked_boxes(RawBoxes(boxes=[raw, [1, 2, 30, 40]], names=[0, 0]), None, "here", log)
+        assert kept == [1]
+        assert checked.tolist() == [[1, 2, 30, 40]]
         assert [finding.kind for finding in log.findings] == ["malformed box"]
 
     def test_random_boxes_end_inside_the_image(self) -> None:
         rng = np.random.default_rng(0)
         raw = rng.uniform(-50, 150, size=(200, 4)).tolist()
-        checked = checked_boxes(raw, [0] * 200, size=(100, 80), where="here", log=FindingLog("a"))
-        low, high = checked.boxes[:, :2], checked.boxes[:, 2:]
-        assert 0 < len(checked.kept) < 200
+        checked, _ = checked_boxes(RawBoxes(boxes=raw, names=[0] * 200), (100, 80), "here", FindingLog("a"))
+        low, high = checked[:, :2], checked[:, 2:]
+        assert 0 < len(checked) < 200
         assert bool((low >= 0).all())
         assert bool((high <= torch.tensor([100, 80])).all())
         assert bool((high - low >= 1 - 1e-4).all())

@@ -7,8 +7,8 @@ import unicodedata
 from typing import NamedTuple
 
 from ...processing.prompts import PHRASE_DELIMITERS
-from ..records import shown
-from .common import FindingLog
+from ..findings import FindingLog
+from ..records import Spans, shown
 
 
 class Caption(NamedTuple):
@@ -29,7 +29,7 @@ def strip_caption(written: str) -> Caption:
     return Caption(written.strip(), len(written) - len(written.lstrip()), len(written))
 
 
-def checked_spans(raw: object, caption: Caption, where: str, log: FindingLog) -> tuple[tuple[int, int], ...] | None:
+def checked_spans(raw: object, caption: Caption, where: str, log: FindingLog) -> Spans | None:
     """Spans [[start, end], ...] of the sentence as written, as spans of the stripped one; ends are exclusive.
 
     One flat pair is taken for a list of one. None, with a finding, for a box that is to be dropped: a span that ends
@@ -61,7 +61,7 @@ def _has_word(text: str) -> bool:
     return any(not c.isspace() and c not in PHRASE_DELIMITERS and unicodedata.category(c)[0] not in "CM" for c in text)
 
 
-def phrase_spans(raw: object, caption: Caption, where: str, log: FindingLog) -> tuple[tuple[int, int], ...] | None:
+def phrase_spans(raw: object, caption: Caption, where: str, log: FindingLog) -> Spans | None:
     """Where a phrase, or each of a list of phrases, first stands in the caption as whole words, in any case.
 
     None, with a finding, for a box that is to be dropped: a phrase without a word ("empty phrase"), or one that is not

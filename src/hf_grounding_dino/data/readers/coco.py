@@ -5,26 +5,22 @@ from __future__ import annotations
 import difflib
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..records import DataError, SourceEntry, set_name
-from .common import (
-    FindingLog,
-    ImageFolder,
-    as_integer,
-    category_number,
-    clean_names,
-    image_size,
-    named_boxes,
-    read_document,
-    read_json,
-)
-from .packed import ImageEntry, PackedRecords, RecordPacker
+from ..findings import FindingLog
+from ..index import IndexBuilder, RecordIndex
+from ..records import DataError, Record, SourceEntry, set_name
+from .boxes import RawBoxes, with_boxes
+from .files import ImageFolder, as_integer, category_number, image_size, read_document, read_json
+from .names import clean_names
+
+Json = dict[str, Any]
 
 
-def read(entry: SourceEntry) -> PackedRecords:
+def read(entry: SourceEntry) -> RecordIndex:
     """Read a COCO file; categories, their ids and their order are those of the file alone.
 
     Names are cleaned for prompts where they stay different (`clean_names`), or replaced by those of `label_map`, a JSON
@@ -33,33 +29,33 @@ def read(entry: SourceEntry) -> PackedRecords:
     by their `coco_url`.
 
     Raises:
-        DataError: no COCO JSON, no categories, a label map that does not match, no listed, or no valid box.
+        DataError: no COCO JSON, no categories, a label map that does not match, no image, or no valid box.
     """
     path = Path(entry.annotations)
     log = FindingLog(path)
     document = read_document(path, ("images", "annotations", "categories"))
     categories = _categories(document["categories"], path, log)
     words = _prompt_names(categories, entry.label_map, path)
-    packer = RecordPacker()
     folder = ImageFolder(entry.images or path.parent, path)
+    builder = IndexBuilder(log, folder.root)
     positions = {number: i for i, number in enumerate(categories)}
-    for image, targets in images_with_annotations(document, path, log):
-        where = f"{path}, image {image['id']}"
+    for image, targets, where in images_with_annotations(document, path, log):
         if listed := listed_image(image, where, folder, log):
-            listed = listed._replace(**_federated(image, positions, where, log))
-            _add(packer, listed, targets, positions, where, log)
-    return packer.finish(set_name(entry, path), folder.root, log, categories, words=words)
+            listed = replace(listed, **_federated(image, positions, where, log))
+            written = [target.get("category_id") for target in targets]
+            labels = [positions.get(category_number(category)) for category in written]
+            if record := with_boxes(listed, raw_boxes(targets, labels, written), where, log):
+                builder.add(record)
+    return builder.build(set_name(entry, path), categories, words)
 
 
-def images_with_annotations(
-    document: dict[str, Any], path: Path, log: FindingLog
-) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """Each image entry, in the file's order, with its annotations in theirs.
+def images_with_annotations(document: Json, path: Path, log: FindingLog) -> Iterator[tuple[Json, list[Json], str]]:
+    """Each image entry, in the file's order, with its annotations in theirs, and where it is.
 
     Entries without a usable id are "malformed entry", later entries of one id "duplicate id", annotations of an image
     that is not listed "missing image"; all of these are left out.
     """
-    images: dict[int | str, dict[str, Any]] = {}
+    images: dict[int | str, Json] = {}
     for number, image in enumerate(document["images"], start=1):
         image_id = image.get("id") if isinstance(image, dict) else None
         if not isinstance(image_id, int | str):
@@ -68,7 +64,7 @@ def images_with_annotations(
             log.add("duplicate id", f"{path}, image {image_id}", f"image entry {number} has this id too; left out")
         else:
             images[image_id] = image
-    annotations: defaultdict[int | str, list[dict[str, Any]]] = defaultdict(list)
+    annotations: defaultdict[int | str, list[Json]] = defaultdict(list)
     for number, annotation in enumerate(document["annotations"], start=1):
         where = f"{path}, annotation entry {number}"
         image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
@@ -78,21 +74,25 @@ def images_with_annotations(
             log.add("missing image", where, f"image {image_id!r} is not among the images of the file; left out")
         else:
             annotations[image_id].append(annotation)
-    return [(image, annotations.get(image_id, [])) for image_id, image in images.items()]
+    for image_id, image in images.items():
+        yield image, annotations.get(image_id, []), f"{path}, image {image_id}"
 
 
-def listed_image(image: dict[str, Any], where: str, folder: ImageFolder, log: FindingLog) -> ImageEntry | None:
-    """The image of an image entry, or None, with a finding, where it has no file or the file is not there."""
+def listed_image(
+    image: Json, where: str, folder: ImageFolder, log: FindingLog, caption: str | None = None
+) -> Record | None:
+    """An image entry as a record without boxes, or None, with a finding, where it has no file or it is not there."""
     name = _file_name(image, folder, where)
     if name is None:
         log.add("malformed entry", where, "has neither a file_name nor a coco_url; left out")
         return None
     if not folder.check(name, where, log):
         return None
-    return ImageEntry(image["id"], name, image_size(image.get("width"), image.get("height"), where, log))
+    size = image_size(image.get("width"), image.get("height"), where, log)
+    return Record(image_id=image["id"], image=folder.root / name, size=size, caption=caption)
 
 
-def _file_name(image: dict[str, Any], folder: ImageFolder, where: str) -> str | None:
+def _file_name(image: Json, folder: ImageFolder, where: str) -> str | None:
     """LVIS has only `coco_url`, whose end is "train2017/000000391895.jpg"."""
     if isinstance(name := image.get("file_name"), str) and name:
         return name
@@ -102,42 +102,23 @@ def _file_name(image: dict[str, Any], folder: ImageFolder, where: str) -> str | 
     return parts[-1] if folder.has(parts[-1], where) else "/".join(parts)
 
 
-def is_crowd(annotation: dict[str, Any]) -> bool:
-    """Whether its box is around a group."""
-    return annotation.get("iscrowd") in (1, True, "1")
-
-
-def area_of(annotation: dict[str, Any]) -> float:
-    """Its area in pixels, NaN where the file does not say it."""
-    area = annotation.get("area")
-    return float(area) if isinstance(area, int | float) and not isinstance(area, bool) else math.nan
-
-
-def _add(
-    packer: RecordPacker,
-    listed: ImageEntry,
-    annotations: list[dict[str, Any]],
-    positions: dict[int, int],
-    where: str,
-    log: FindingLog,
-) -> None:
-    written = [annotation.get("category_id") for annotation in annotations]
-    labels = [positions.get(category_number(category)) for category in written]
-    crowd = [is_crowd(annotation) for annotation in annotations]
-    # A crowd box is no duplicate of a single object's.
-    names = [label if label is None else (label, group) for label, group in zip(labels, crowd, strict=True)]
-    boxes = [annotation.get("bbox") for annotation in annotations]
-    checked = named_boxes(boxes, names, written, size=listed.size, where=where, log=log, layout="xywh")
-    packer.add(
-        listed,
-        checked.boxes,
-        [labels[i] for i in checked.kept],
-        [crowd[i] for i in checked.kept],
-        [area_of(annotations[i]) for i in checked.kept],
+def raw_boxes(annotations: Sequence[Json], names: Sequence[Any], written: Sequence[object] = ()) -> RawBoxes:
+    """The boxes of annotations, called by `names`, which the file has as `written`."""
+    return RawBoxes(
+        boxes=[annotation.get("bbox") for annotation in annotations],
+        names=names,
+        written=written,
+        crowd=[annotation.get("iscrowd") in (1, True, "1") for annotation in annotations],
+        area=[_area(annotation.get("area")) for annotation in annotations],
+        layout="xywh",
     )
 
 
-def _federated(image: dict[str, Any], positions: dict[int, int], where: str, log: FindingLog) -> dict[str, Any]:
+def _area(area: object) -> float:
+    return float(area) if isinstance(area, int | float) and not isinstance(area, bool) else math.nan
+
+
+def _federated(image: Json, positions: dict[int, int], where: str, log: FindingLog) -> dict[str, Any]:
     """What LVIS says of an image: categories that are not in it, and categories of which boxes are missing."""
     said = {}
     for field, key in (("absent", "neg_category_ids"), ("incomplete", "not_exhaustive_category_ids")):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -11,18 +11,16 @@ import datasets
 import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from datasets.distributed import split_dataset_by_node
 from PIL import Image
 
+from ..findings import FindingLog, Tally
 from ..images import remote_content
+from ..index import IndexBuilder, RecordIndex
 from ..records import DataError, Finding, ImageSource, Record, SourceEntry
-from .common import FindingLog, clean_names, image_size, refuse_useless
-from .headers import upright_size
-from .names import read_names
-from .packed import ImageEntry, PackedRecords, RecordPacker
+from .files import image_size, refuse_stray, upright_size
+from .names import clean_names, read_names
 from .rows import CATEGORY_COLUMNS, LayoutWatch, RowReader, as_columns, column_of, row_id
-from .stray_names import refuse_stray
 
 _BUILDERS: Final = {
     ".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".json": "json", ".jsonl": "json",
@@ -35,13 +33,6 @@ _Data: TypeAlias = datasets.Dataset | datasets.IterableDataset
 _LOADING_ERRORS: Final = (OSError, ValueError, KeyError, ImportError, RuntimeError, datasets.exceptions.DatasetsError)
 
 
-class _Labels(NamedTuple):
-    """`names` of the labels in the order of their `ids`; both empty in a grounding set."""
-
-    names: tuple[str, ...] = ()
-    ids: tuple[int, ...] = ()
-
-
 class _Images(NamedTuple):
     """The column of the images, the folder that paths in it start from, and whether `datasets` made the paths."""
 
@@ -50,7 +41,7 @@ class _Images(NamedTuple):
     typed: bool
 
 
-def read(entry: SourceEntry) -> HubRecords | HubStream:
+def read(entry: SourceEntry) -> RecordIndex | HubStream:
     """Read a set that `datasets` reads; its images stay encoded, and are not read before they are asked for.
 
     The image is the column of type Image, or a path in `file_name`, `image`, `image_path`, `path` or `filename`,
@@ -78,15 +69,13 @@ def read(entry: SourceEntry) -> HubRecords | HubStream:
     is_detection = "objects" in first
     if not is_detection and not ("caption" in first and "phrases" in first):
         raise DataError(f"{entry.annotations}: has columns {', '.join(first)}; needed: objects, or caption and phrases")
-    labels = _labels(data, features, entry) if is_detection else _Labels()
-    by_key: dict[Hashable, int] = {
-        key: i for i, pair in enumerate(zip(labels.ids, labels.names, strict=True)) for key in pair
-    }
-    reader = RowReader(is_detection, by_key)
-    labels = labels._replace(names=clean_names(labels.names))
+    categories = _categories(data, features, entry) if is_detection else {}
+    by_key: dict[Hashable, int] = {key: i for i, pair in enumerate(categories.items()) for key in pair}
+    reader = RowReader(by_key if is_detection else None)
     if isinstance(data, datasets.Dataset):
-        return _read_table(data, images, reader, labels, entry)
-    stream = HubStream(_name(entry), data, images, reader, labels)
+        return _read_table(data, images, reader, categories, entry)
+    names = clean_names(tuple(categories.values()))
+    stream = HubStream(_name(entry), data, images, reader, names, tuple(categories))
     stream.look_at_first_rows()
     return stream
 
@@ -95,72 +84,42 @@ def read(entry: SourceEntry) -> HubRecords | HubStream:
 
 
 @dataclass(frozen=True)
-class HubRecords:
-    """A `RecordSet` whose boxes are in memory and whose images stay in the table.
+class TableImages:
+    """Images that stay in the table; `rows` is the row of each record."""
 
-    packed: all but the images.
-    table: the column of the images.
-    rows: the row of each record.
-    """
-
-    packed: PackedRecords
-    table: datasets.Dataset
+    column: datasets.Dataset
     rows: Sequence[int]
     folder: Path
-    name: str
-    label_names: tuple[str, ...]
-    category_ids: tuple[int, ...]
-    findings: tuple[Finding, ...]
 
-    def __len__(self) -> int:
-        """Number of records."""
-        return len(self.packed)
-
-    @property
-    def num_boxes(self) -> int:
-        """Number of boxes in all records."""
-        return self.packed.num_boxes
-
-    def __getitem__(self, index: int) -> Record:
-        """The record at a position.
-
-        Raises:
-            IndexError: there is none.
-        """
-        record = self.packed[index]
-        (value,) = self.table[self.rows[index]].values()
-        return replace(record, image=_source(value, self.folder))
-
-    def size(self, index: int) -> tuple[int, int] | None:
-        """(width, height) as the table or the head of the image says."""
-        return self.packed.size(index)
+    def __getitem__(self, index: int) -> ImageSource:
+        """The encoded image, or its file."""
+        (value,) = self.column[self.rows[index]].values()
+        return _source(value, self.folder)
 
 
 def _read_table(
-    data: datasets.Dataset, images: _Images, reader: RowReader, labels: _Labels, entry: SourceEntry
-) -> HubRecords:
+    data: datasets.Dataset, images: _Images, reader: RowReader, categories: dict[int, str], entry: SourceEntry
+) -> RecordIndex:
     where = entry.annotations
-    log, watch, packer, rows = FindingLog(where), LayoutWatch(where), RecordPacker(), list[int]()
+    log, watch, rows = FindingLog(where), LayoutWatch(where), list[int]()
+    builder = IndexBuilder(log, images.folder)
     seen: set[int | str] = set()
     for number, (row, head) in enumerate(_rows_with_heads(data, images)):
         at = f"{where}, row {number}"
         image_id = row_id(row, number)
-        if reader.is_detection and image_id in seen:
+        if reader.positions is not None and image_id in seen:
             log.add("duplicate id", at, f"image id {image_id!r} is that of an earlier row; left out")
             continue
         size = _size(row, head, images, at, log)
-        boxes = reader.read(row, size, at, log, watch) if size else None
-        if boxes:
+        record = size and reader.read(row, Record(image_id=image_id, image=b"", size=size), at, log, watch)
+        if record:
             seen.add(image_id)
             rows.append(number)
-            packer.add(ImageEntry(image_id, "", size, boxes.caption), *boxes[:4])
+            builder.add(record)
     watch.check()
-    names = dict(zip(labels.ids, labels.names, strict=True))
-    packed = packer.finish(_name(entry), images.folder, log, names, words=labels.names)
-    table = data.select_columns([images.column])
-    return HubRecords(
-        packed, table, rows, images.folder, packed.name, labels.names, labels.ids, packed.findings
-    )  # fmt: skip
+    names = clean_names(tuple(categories.values()))
+    table = TableImages(data.select_columns([images.column]), rows, images.folder)
+    return builder.build(_name(entry), categories, names, images=table)
 
 
 def _rows_with_heads(data: datasets.Dataset, images: _Images) -> Iterator[tuple[dict[str, Any], Any]]:
@@ -185,48 +144,42 @@ def _heads(column: pa.ChunkedArray, folder: Path) -> Iterator[Any]:
 # --- from the beginning ------------------------------------------------------------------------------------------
 
 
+@dataclass
 class HubStream:
-    """A `RecordStream` of a set that is read from its beginning; `findings` are those of the last reading."""
+    """A `RecordStream` of a set that is read from its beginning; `findings` are those of the last reading.
 
-    def __init__(
-        self,
-        name: str,
-        data: datasets.IterableDataset,
-        images: _Images,
-        reader: RowReader,
-        labels: _Labels,
-        part: str = "",
-    ) -> None:
-        self.name = name
-        self.label_names = labels.names
-        self.category_ids = labels.ids
-        self.findings: tuple[Finding, ...] = ()
-        self._data = data
-        self._images = images
-        self._reader = reader
-        self._part = part
+    part: which part of the set it is, as image ids and findings have it before the number of a row.
+    """
+
+    name: str
+    data: datasets.IterableDataset
+    images: _Images
+    reader: RowReader
+    label_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    part: str = ""
+    findings: tuple[Finding, ...] = field(default=(), init=False)
 
     def shard(self, index: int, count: int) -> HubStream:
         """Part `index` of `count`: whole files where `count` divides their number, else every `count`-th row."""
-        data = split_dataset_by_node(self._data, rank=index, world_size=count)
-        labels = _Labels(self.label_names, self.category_ids)
-        return HubStream(self.name, data, self._images, self._reader, labels, f"{self._part}{index}/{count}-")
+        data = split_dataset_by_node(self.data, rank=index, world_size=count)
+        return replace(self, data=data, part=f"{self.part}{index}/{count}-")
 
     def __iter__(self) -> Iterator[Record]:
         """All records of this part, in the order of the set."""
         log, watch = FindingLog(self.name), LayoutWatch(self.name)
         try:
-            yield from self._records(self._data, log, watch)
+            yield from self._records(self.data, log, watch)
         finally:
             self.findings = log.findings
 
     def look_at_first_rows(self) -> None:
         """Raise a `DataError` where the first rows show that the set cannot be used."""
         log, watch = FindingLog(self.name), LayoutWatch(self.name)
-        records = list(self._records(self._data.take(_FIRST_ROWS), log, watch))
+        records = list(self._records(self.data.take(_FIRST_ROWS), log, watch))
         watch.check()
         if not records:
-            refuse_useless(0, 0, self.name, log)
+            Tally().conclude(log, {})
 
     def _records(self, data: datasets.IterableDataset, log: FindingLog, watch: LayoutWatch) -> Iterator[Record]:
         # In worker processes; `datasets` does so where it is iterated by itself.
@@ -234,32 +187,17 @@ class HubStream:
         # Not `iter(data)`, which divides the rows between the workers of a DataLoader once more.
         for number, batch in enumerate(data.iter(batch_size=1)):
             row = {name: values[0] for name, values in batch.items()}
-            at = f"{self.name}, row {self._part}{number}"
+            at = f"{self.name}, row {self.part}{number}"
             try:
-                source = _source(row[self._images.column], self._images.folder)
+                source = _source(row[self.images.column], self.images.folder)
             except ValueError as error:
                 log.add("unreadable image", at, f"{error}; left out")
                 continue
-            size = _size(row, source, self._images, at, log)
-            found = self._reader.read(row, size, at, log, watch) if size else None
-            if found:
-                grounding = found.caption is not None
-                yield Record(
-                    image_id=row_id(row, f"{self._part}{number}" if self._part else number),
-                    image=source,
-                    boxes=found.boxes,
-                    labels=None if grounding else torch.tensor(found.names, dtype=torch.int64),
-                    crowd=torch.tensor(found.crowd, dtype=torch.bool) if any(found.crowd) else None,
-                    area=_areas(found.area),
-                    size=size,
-                    caption=found.caption,
-                    spans=tuple(found.names) if grounding else None,
-                )
-
-
-def _areas(areas: list[float]) -> torch.Tensor | None:
-    values = torch.tensor(areas, dtype=torch.float32)
-    return None if values.isnan().any() else values
+            if size := _size(row, source, self.images, at, log):
+                image_id = row_id(row, f"{self.part}{number}" if self.part else number)
+                image = Record(image_id=image_id, image=source, size=size)
+                if record := self.reader.read(row, image, at, log, watch):
+                    yield record
 
 
 # --- loading -----------------------------------------------------------------------------------------------------
@@ -313,13 +251,12 @@ def _images(features: Mapping[str, Any], first: Mapping[str, Any], entry: Source
     return _Images(column, folder, column in typed)
 
 
-def _labels(data: _Data, features: Mapping[str, Any], entry: SourceEntry) -> _Labels:
+def _categories(data: _Data, features: Mapping[str, Any], entry: SourceEntry) -> dict[int, str]:
     """From `label_map`, the type ClassLabel, or the names that stand in the rows, sorted."""
     if entry.label_map:
-        names = read_names(Path(entry.label_map))
-        return _Labels(tuple(names.values()), tuple(names))
+        return read_names(Path(entry.label_map))
     if (class_names := _class_names(features.get("objects"))) is not None:
-        return _Labels(class_names, tuple(range(len(class_names))))
+        return dict(enumerate(class_names))
     if isinstance(data, datasets.IterableDataset):
         raise DataError(f"{entry.annotations}: its categories are no ClassLabel; streaming needs a label_map")
     found: set[Any] = set()
@@ -331,16 +268,15 @@ def _labels(data: _Data, features: Mapping[str, Any], entry: SourceEntry) -> _La
         raise DataError(
             f"{entry.annotations}: categories are numbers ({numbers[0]}, ...) without names: give label_map"
         )
-    words = sorted({name.strip() for name in found} - {""})
-    return _Labels(tuple(words), tuple(range(len(words))))
+    return dict(enumerate(sorted({name.strip() for name in found} - {""})))
 
 
-def _class_names(objects: Any) -> tuple[str, ...] | None:
+def _class_names(objects: Any) -> Sequence[str] | None:
     inner = getattr(objects, "feature", objects)
     columns = inner if isinstance(inner, Mapping) else {}
     category = next((columns[name] for name in CATEGORY_COLUMNS if name in columns), None)
     category = getattr(category, "feature", category)
-    return tuple(category.names) if isinstance(category, datasets.ClassLabel) else None
+    return category.names if isinstance(category, datasets.ClassLabel) else None
 
 
 def _name(entry: SourceEntry) -> str:

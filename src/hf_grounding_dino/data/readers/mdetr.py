@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..records import SourceEntry, set_name
+from ..findings import FindingLog
+from ..index import IndexBuilder, RecordIndex
+from ..records import SourceEntry, Spans, set_name
+from .boxes import with_boxes
 from .captions import Caption, checked_spans, strip_caption
-from .coco import area_of, images_with_annotations, is_crowd, listed_image
-from .common import FindingLog, ImageFolder, as_integer, checked_boxes, read_document
-from .packed import ImageEntry, PackedRecords, RecordPacker, Spans
+from .coco import images_with_annotations, listed_image, raw_boxes
+from .files import ImageFolder, as_integer, read_document
 
 
-def read(entry: SourceEntry) -> PackedRecords:
+def read(entry: SourceEntry) -> RecordIndex:
     """Read an MDETR-style file: a record for each caption, so that an image may come up many times.
 
     Each annotation names its box by `tokens_positive`, spans of the caption. Where no annotation of a caption has them,
@@ -21,51 +23,25 @@ def read(entry: SourceEntry) -> PackedRecords:
     Flickr30k is scored on, is not read.
 
     Raises:
-        DataError: no such JSON, no listed, or no valid box.
+        DataError: no such JSON, no image, or no valid box.
     """
     path = Path(entry.annotations)
     log = FindingLog(path)
     document = read_document(path, ("images", "annotations"))
     folder = ImageFolder(entry.images or path.parent, path)
-    packer = RecordPacker()
-    for image, targets in images_with_annotations(document, path, log):
-        where = f"{path}, image {image['id']}"
+    builder = IndexBuilder(log, folder.root)
+    for image, entries, where in images_with_annotations(document, path, log):
         written = image.get("caption")
         if not isinstance(written, str) or not written.strip():
             log.add("malformed entry", where, "has no caption; left out")
-        elif listed := listed_image(image, where, folder, log):
-            caption = strip_caption(written)
-            _add(packer, listed._replace(caption=caption.text), caption, targets, where, log)
-    return packer.finish(set_name(entry, path), folder.root, log, {})
-
-
-def _add(
-    packer: RecordPacker,
-    listed: ImageEntry,
-    caption: Caption,
-    annotations: list[dict[str, Any]],
-    where: str,
-    log: FindingLog,
-) -> None:
-    targets = [] if all(map(_is_placeholder, annotations)) else annotations
-    spans = _spans(targets, caption, where, log)
-    named = [(target, names) for target, names in zip(targets, spans, strict=True) if names is not None]
-    numbers = [i for i, names in enumerate(spans, start=1) if names is not None]
-    checked = checked_boxes(
-        [target.get("bbox") for target, _ in named],
-        [(names, is_crowd(target)) for target, names in named],
-        size=listed.size,
-        where=where,
-        log=log,
-        layout="xywh",
-        numbers=numbers,
-    )
-    if targets and not checked.kept:
-        log.add("malformed entry", where, "none of its boxes can be used, so the caption would be untrue; left out")
-        return
-    kept = [named[i] for i in checked.kept]
-    crowd, area = [is_crowd(target) for target, _ in kept], [area_of(target) for target, _ in kept]
-    packer.add(listed, checked.boxes, [names for _, names in kept], crowd, area)
+            continue
+        caption = strip_caption(written)
+        if listed := listed_image(image, where, folder, log, caption.text):
+            targets = [] if all(map(_is_placeholder, entries)) else entries
+            raw = raw_boxes(targets, _spans(targets, caption, where, log))
+            if record := with_boxes(listed, raw, where, log):
+                builder.add(record)
+    return builder.build(set_name(entry, path), {}, ())
 
 
 def _spans(targets: list[dict[str, Any]], caption: Caption, where: str, log: FindingLog) -> list[Spans | None]:

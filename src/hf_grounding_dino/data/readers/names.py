@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...processing.prompts import clean_name
 from ...utils.documents import load_yaml
 from ..records import DataError
-from .common import as_integer, read_bytes, read_json
+from .files import as_integer, read_bytes, read_json, read_lines
 
 
 def read_names(path: Path) -> dict[int, str]:
@@ -25,11 +27,10 @@ def read_names(path: Path) -> dict[int, str]:
         return names_of(read_yaml(path).get("names"), path)
     if path.suffix.lower() == ".json":
         return names_of(read_json(path), path)
-    try:
-        lines = read_bytes(path).decode("utf-8-sig").rstrip().splitlines()
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: not UTF-8 text with a name a line") from None
-    return names_of([line.strip() for line in lines], path)
+    lines = [line.strip() for line in read_lines(path)]
+    while lines and not lines[-1]:
+        lines.pop()
+    return names_of(lines, path)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -72,3 +73,11 @@ def names_of(value: object, path: Path) -> dict[int, str]:
         if by_name.setdefault(name, number) != number:
             raise DataError(f"{path}: labels {by_name[name]} and {number} are both called {name!r}")
     return dict(sorted(names.items()))
+
+
+def clean_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Each name cleaned, or as written where its clean form is empty or another name's clean form as well."""
+    cleaned = [clean_name(name) for name in names]
+    uses = Counter(name.casefold() for name in cleaned)
+    pairs = zip(names, cleaned, strict=True)
+    return tuple(clean if clean and uses[clean.casefold()] == 1 else name for name, clean in pairs)

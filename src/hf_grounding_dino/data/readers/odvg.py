@@ -7,33 +7,19 @@ where each begins is kept, so that files of millions of lines fit.
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from ..records import DataError, Finding, Record, SourceEntry, set_name
+from ..findings import FindingLog, Tally
+from ..records import DataError, Finding, Record, SourceEntry, Spans, set_name
+from .boxes import RawBoxes, with_boxes
 from .captions import checked_spans, phrase_spans, strip_caption
-from .common import (
-    FindingLog,
-    ImageFolder,
-    as_integer,
-    category_number,
-    checked_boxes,
-    clean_names,
-    image_size,
-    json_lines,
-    named_boxes,
-    note_gaps,
-    note_unused,
-    note_without_boxes,
-    parse_json,
-    read_json,
-    refuse_useless,
-)
+from .files import ImageFolder, as_integer, category_number, image_size, json_lines, parse_json, read_json
+from .names import clean_names
 
 Kind = Literal["detection", "grounding"]
 
@@ -53,25 +39,36 @@ def read(entry: SourceEntry) -> OdvgRecords:
             image, or no valid box.
     """
     path = Path(entry.annotations)
-    log = FindingLog(path)
+    log, tally = FindingLog(path), Tally()
     kind = _kind_of(path)
-    labels = _label_map(entry, path, log) if kind == "detection" else LabelMap({}, (), ())
+    categories = _label_map(entry, path) if kind == "detection" else {}
     folder = ImageFolder(entry.images or path.parent, path)
-    parser = LineParser(path, folder.root, kind, labels)
-    scan = _scan(parser, folder, log)
-    note_without_boxes(scan.without_boxes, len(scan.offsets), str(path), log)
-    refuse_useless(len(scan.offsets), scan.num_boxes, str(path), log)
-    if kind == "detection":
-        note_unused(labels.written, scan.label_counts, str(path), log)
+    parser = LineParser(path, folder.root, kind, {number: i for i, number in enumerate(categories)})
+    offsets, lines, sizes = array("q"), array("q"), array("i")
+    seen: set[int | str] = set()
+    for number, offset, line in json_lines(path):
+        record = parser.record(line, number, log)
+        if record is None:
+            continue
+        where, name = f"{path}, line {number}", str(record.image_id)
+        if kind == "detection" and name in seen:
+            log.add("duplicate id", where, f"{name} has a line already; left out")
+        elif folder.check(name, where, log):
+            seen.add(name)
+            tally.add(record)
+            offsets.append(offset)
+            lines.append(number)
+            sizes.extend(record.size or (0, 0))
+    tally.conclude(log, categories)
     return OdvgRecords(
         name=set_name(entry, path),
-        label_names=labels.names,
-        category_ids=tuple(labels.positions),
+        label_names=clean_names(tuple(categories.values())),
+        category_ids=tuple(categories),
         findings=log.findings,
         parser=parser,
-        offsets=np.array(scan.offsets, dtype=np.int64),
-        lines=np.array(scan.lines, dtype=np.int64),
-        sizes=np.array(scan.sizes, dtype=np.int32).reshape(-1, 2),
+        offsets=np.array(offsets, dtype=np.int64),
+        lines=np.array(lines, dtype=np.int64),
+        sizes=np.array(sizes, dtype=np.int32).reshape(-1, 2),
     )
 
 
@@ -123,31 +120,19 @@ class OdvgRecords:
         return record
 
 
-class LabelMap(NamedTuple):
-    """What the labels of detection lines stand for.
-
-    positions: for each label of the file, in the map's order, its position among the names.
-    written: the names as the map has them.
-    names: the same, cleaned for prompts.
-    """
-
-    positions: dict[int, int]
-    written: tuple[str, ...]
-    names: tuple[str, ...]
-
-
 @dataclass(frozen=True)
 class LineParser:
     """Makes a record of a line.
 
+    root: of the images.
     kind: what each line must hold.
-    labels: of a detection file.
+    positions: of each label of a detection file, its position among the names.
     """
 
     path: Path
     root: Path
     kind: Kind
-    labels: LabelMap
+    positions: dict[int, int]
 
     def record(self, line: bytes, number: int, log: FindingLog) -> Record | None:
         """The record of a line, or None, with a finding, for a line that is left out.
@@ -160,83 +145,48 @@ class LineParser:
         other = "grounding" if self.kind == "detection" else "detection"
         if content.get(other) is not None:
             raise DataError(f"{where}: has {other!r} in a file of {self.kind} lines; one file holds one kind")
-        name = content.get("filename")
+        name, body = content.get("filename"), content.get(self.kind)
         if not isinstance(name, str) or not name:
             log.add("malformed entry", where, "has no filename; left out")
             return None
         size = image_size(content.get("width"), content.get("height"), where, log)
-        body = content.get(self.kind)
         if not isinstance(body, dict):
             log.add("malformed entry", where, f"has no {self.kind!r} object; left out")
             return None
-        image = _Listed(name, self.root / name, size)
+        record = Record(image_id=name, image=self.root / name, size=size)
         if self.kind == "detection":
-            return self._detection(body, image, where, log)
-        return _grounding(body, image, where, log)
+            return self._detection(body, record, where, log)
+        return _grounding(body, record, where, log)
 
-    def _detection(self, body: dict[str, Any], image: _Listed, where: str, log: FindingLog) -> Record | None:
+    def _detection(self, body: dict[str, Any], record: Record, where: str, log: FindingLog) -> Record | None:
         instances = body.get("instances") or []
         if not _are_objects(instances):
             log.add("malformed entry", where, "'instances' is not a list of objects; left out")
             return None
         written = [instance.get("label") for instance in instances]
-        labels = [self.labels.positions.get(category_number(label)) for label in written]
+        labels = [self.positions.get(category_number(label)) for label in written]
         boxes = [instance.get("bbox") for instance in instances]
-        checked = named_boxes(boxes, labels, written, size=image.size, where=where, log=log)
-        return Record(
-            image_id=image.name,
-            image=image.path,
-            boxes=checked.boxes,
-            labels=torch.tensor([labels[i] for i in checked.kept], dtype=torch.int64),
-            size=image.size,
-        )
+        return with_boxes(record, RawBoxes(boxes=boxes, names=labels, written=written), where, log)
 
 
-class _Listed(NamedTuple):
-    name: str
-    path: Path
-    size: tuple[int, int] | None
-
-
-def _grounding(body: dict[str, Any], image: _Listed, where: str, log: FindingLog) -> Record | None:
+def _grounding(body: dict[str, Any], record: Record, where: str, log: FindingLog) -> Record | None:
     written, regions = body.get("caption"), body.get("regions") or []
     if not isinstance(written, str) or not written.strip() or not _are_objects(regions):
         log.add("malformed entry", where, "needs a caption and a list of objects 'regions'; left out")
         return None
     caption = strip_caption(written)
     boxes: list[object] = []
-    spans: list[tuple[tuple[int, int], ...]] = []
-    numbers: list[int] = []
-    total = 0
+    spans: list[Spans | None] = []
     for i, region in enumerate(regions, start=1):
-        at = f"{where}, region {i}"
+        at, bbox = f"{where}, region {i}", region.get("bbox")
         if region.get("tokens_positive") is None:
             named = phrase_spans(region.get("phrase"), caption, at, log)
         else:
             named = checked_spans(region["tokens_positive"], caption, at, log)
-        region_boxes = _boxes_of(region.get("bbox"))
-        if named is not None:
-            boxes += region_boxes
-            spans += [named] * len(region_boxes)
-            numbers += range(total + 1, total + 1 + len(region_boxes))
-        total += len(region_boxes)
-    checked = checked_boxes(boxes, spans, size=image.size, where=where, log=log, numbers=numbers)
-    if regions and not checked.kept:
-        log.add("malformed entry", where, "none of its boxes can be used, so the caption would be untrue; left out")
-        return None
-    return Record(
-        image_id=image.name,
-        image=image.path,
-        boxes=checked.boxes,
-        size=image.size,
-        caption=caption.text,
-        spans=tuple(spans[i] for i in checked.kept),
-    )
-
-
-def _boxes_of(value: object) -> list[object]:
-    """One box, or a list of boxes."""
-    return list(value) if isinstance(value, list) and value and isinstance(value[0], list) else [value]
+        several = bbox if isinstance(bbox, list) and bbox and isinstance(bbox[0], list) else [bbox]
+        boxes += several
+        spans += [named] * len(several)
+    return with_boxes(replace(record, caption=caption.text), RawBoxes(boxes=boxes, names=spans), where, log)
 
 
 def _are_objects(value: object) -> bool:
@@ -267,7 +217,7 @@ def _kind_of(path: Path) -> Kind:
     raise DataError(f"{path}: no line has 'detection' or 'grounding'")
 
 
-def _label_map(entry: SourceEntry, path: Path, log: FindingLog) -> LabelMap:
+def _label_map(entry: SourceEntry, path: Path) -> dict[int, str]:
     file = path.with_name(LABEL_MAP_FILE) if entry.label_map is None else Path(entry.label_map)
     if entry.label_map is None and not file.is_file():
         raise DataError(
@@ -277,52 +227,10 @@ def _label_map(entry: SourceEntry, path: Path, log: FindingLog) -> LabelMap:
     written = read_json(file)
     if not isinstance(written, dict) or not written:
         raise DataError(f'{file}: one JSON object {{"0": "person", ...}} is needed')
-    positions: dict[int, int] = {}
+    names: dict[int, str] = {}
     for key, name in written.items():
         label = as_integer(key)
-        if label is None or label < 0 or label in positions or not isinstance(name, str) or not name.strip():
+        if label is None or label < 0 or label in names or not isinstance(name, str) or not name.strip():
             raise DataError(f'{file}: {key!r}: {name!r} is not of the form "0": "person"')
-        positions[label] = len(positions)
-    note_gaps(tuple(positions), str(file), log)
-    names = tuple(written.values())
-    return LabelMap(positions, names, clean_names(names))
-
-
-@dataclass
-class _Scan:
-    """What the first pass over a file collects."""
-
-    num_labels: int
-    offsets: array[int] = field(default_factory=lambda: array("q"))
-    lines: array[int] = field(default_factory=lambda: array("q"))
-    sizes: array[int] = field(default_factory=lambda: array("i"))
-    without_boxes: int = 0
-    num_boxes: int = 0
-
-    def __post_init__(self) -> None:
-        self.label_counts = np.zeros(self.num_labels, dtype=np.int64)
-
-    def take(self, record: Record, number: int, offset: int) -> None:
-        self.offsets.append(offset)
-        self.lines.append(number)
-        self.sizes.extend(record.size or (0, 0))
-        self.num_boxes += len(record.boxes)
-        self.without_boxes += not len(record.boxes)
-        if record.labels is not None:
-            np.add.at(self.label_counts, record.labels.numpy(), 1)
-
-
-def _scan(parser: LineParser, folder: ImageFolder, log: FindingLog) -> _Scan:
-    scan = _Scan(len(parser.labels.names))
-    seen: set[int | str] = set()
-    for number, offset, line in json_lines(parser.path):
-        record = parser.record(line, number, log)
-        if record is None:
-            continue
-        where, name = f"{parser.path}, line {number}", str(record.image_id)
-        if parser.kind == "detection" and name in seen:
-            log.add("duplicate id", where, f"{name} has a line already; left out")
-        elif folder.check(name, where, log):
-            scan.take(record, number, offset)
-            seen.add(name)
-    return scan
+        names[label] = name
+    return names

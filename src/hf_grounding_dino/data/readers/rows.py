@@ -4,36 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal, NamedTuple, cast
+from dataclasses import dataclass, replace
+from typing import Any, Final, cast
 
-from torch import Tensor
-
-from ..records import DataError
+from ..findings import FindingLog
+from ..records import DataError, Record, Spans
+from .boxes import Layout, RawBoxes, with_boxes
 from .captions import checked_spans, phrase_spans, strip_caption
-from .common import FindingLog, as_integer, checked_boxes
-
-Layout = Literal["xyxy", "xywh"]
+from .files import as_integer
 
 BOX_COLUMNS: Final = ("bbox", "bboxes", "boxes")
 CATEGORY_COLUMNS: Final = ("category", "categories", "category_id", "label", "labels")
 ID_COLUMNS: Final = ("image_id", "id")
-
-
-class RowBoxes(NamedTuple):
-    """The boxes of a row.
-
-    boxes: float32 (n, 4), xyxy in pixels, checked.
-    names: for each, the position of its label, or its spans in the caption.
-    crowd, area: for each; NaN where the table does not say the area.
-    caption: the sentence, None in a detection set.
-    """
-
-    boxes: Tensor
-    names: list[Any]
-    crowd: list[bool]
-    area: list[float]
-    caption: str | None = None
 
 
 @dataclass
@@ -66,55 +48,65 @@ class LayoutWatch:
 
 @dataclass(frozen=True)
 class RowReader:
-    """Reads rows of one table.
+    """Reads rows of one table: `objects`, or a `caption` and `phrases`.
 
-    is_detection: rows have `objects`; else a `caption` and `phrases`.
-    positions: of each category, as rows have it (a number or a name), its position among the labels.
+    positions: of each category, as rows have it (a number or a name), its position among the labels; None where rows
+        are captions.
     """
 
-    is_detection: bool
-    positions: Mapping[Hashable, int] = field(default_factory=dict)
+    positions: Mapping[Hashable, int] | None
 
     def read(
-        self, row: Mapping[str, Any], size: tuple[int, int], where: str, log: FindingLog, watch: LayoutWatch
-    ) -> RowBoxes | None:
-        """The boxes of a row, or None, with a finding, where the row cannot be used."""
-        if self.is_detection:
-            return self._objects(row, size, where, log, watch)
-        return _grounding(row, size, where, log)
+        self, row: Mapping[str, Any], image: Record, where: str, log: FindingLog, watch: LayoutWatch
+    ) -> Record | None:
+        """The record of a row, or None, with a finding, where the row cannot be used; `image` says all but the boxes.
 
-    def _objects(
-        self, row: Mapping[str, Any], size: tuple[int, int], where: str, log: FindingLog, watch: LayoutWatch
-    ) -> RowBoxes | None:
+        Boxes of objects are xywh unless the row says more, those of phrases xyxy, one or several a phrase; spans are
+        `tokens_positive`, or looked up.
+        """
+        if self.positions is None:
+            return _grounding(row, image, where, log)
         columns = as_columns(row.get("objects"))
-        raw, categories = column_of(columns, BOX_COLUMNS), column_of(columns, CATEGORY_COLUMNS)
-        if len(raw) != len(categories):
-            log.add("malformed entry", where, f"{len(raw)} boxes and {len(categories)} categories; left out")
+        boxes, categories = column_of(columns, BOX_COLUMNS), column_of(columns, CATEGORY_COLUMNS)
+        if len(boxes) != len(categories):
+            log.add("malformed entry", where, f"{len(boxes)} boxes and {len(categories)} categories; left out")
             return None
         layout = _layout(columns.get("bbox_format"), where)
-        if layout is None:
-            layout = "xywh"
-            watch.note(raw, size)
-        labels = [self.positions.get(_key(category), -1) for category in categories]
-        crowd = [value in (1, True) for value in _padded(columns.get("iscrowd"), len(raw))]
-        checked = checked_boxes(
-            raw, list(zip(labels, crowd, strict=True)), size=size, where=where, log=log, layout=layout
+        if layout is None and image.size:
+            watch.note(boxes, image.size)
+        areas = _padded(columns.get("area"), len(boxes))
+        raw = RawBoxes(
+            boxes=boxes,
+            names=[self.positions.get(_key(category)) for category in categories],
+            written=categories,
+            crowd=[value in (1, True) for value in _padded(columns.get("iscrowd"), len(boxes))],
+            area=[math.nan if area is None else float(area) for area in areas],
+            layout=layout or "xywh",
         )
-        kept = []
-        for place, i in enumerate(checked.kept):
-            if categories[i] is None:
-                log.add("no category", where, f"box {i + 1} has no category; dropped")
-            elif labels[i] < 0:
-                log.add("unknown category", where, f"box {i + 1} has category {categories[i]!r}, no label; dropped")
-            else:
-                kept.append((place, i))
-        areas = _padded(columns.get("area"), len(raw))
-        return RowBoxes(
-            boxes=checked.boxes[[place for place, _ in kept]],
-            names=[labels[i] for _, i in kept],
-            crowd=[crowd[i] for _, i in kept],
-            area=[math.nan if areas[i] is None else float(areas[i]) for _, i in kept],
-        )
+        return with_boxes(image, raw, where, log)
+
+
+def _grounding(row: Mapping[str, Any], image: Record, where: str, log: FindingLog) -> Record | None:
+    written = row.get("caption")
+    if not isinstance(written, str) or not written.strip():
+        log.add("malformed entry", where, f"its caption is {written!r}; left out")
+        return None
+    caption = strip_caption(written)
+    columns = as_columns(row.get("phrases"))
+    phrases, stated = column_of(columns, ("phrase",)), column_of(columns, ("tokens_positive",))
+    boxes: list[object] = []
+    spans: list[Spans | None] = []
+    for i, of_phrase in enumerate(column_of(columns, BOX_COLUMNS)):
+        at = f"{where}, phrase {i + 1}"
+        if i < len(stated) and stated[i]:
+            named = checked_spans(stated[i], caption, at, log)
+        else:
+            named = phrase_spans(phrases[i] if i < len(phrases) else None, caption, at, log)
+        several = of_phrase if isinstance(of_phrase, Sequence) else [of_phrase]
+        several = [several] if several and not isinstance(several[0], Sequence) else several
+        boxes += several
+        spans += [named] * len(several)
+    return with_boxes(replace(image, caption=caption.text), RawBoxes(boxes=boxes, names=spans), where, log)
 
 
 def as_columns(objects: object) -> dict[str, Any]:
@@ -136,8 +128,7 @@ def row_id(row: Mapping[str, Any], default: int | str) -> int | str:
 
 
 def _key(category: object) -> Hashable:
-    number = as_integer(category) if not isinstance(category, str) else None
-    return category.strip() if isinstance(category, str) else number
+    return category.strip() if isinstance(category, str) else as_integer(category)
 
 
 def _layout(value: object, where: str) -> Layout | None:
@@ -159,32 +150,3 @@ def _padded(values: object, length: int) -> list[Any]:
 def _numbers(box: object) -> list[float]:
     values = list(box) if isinstance(box, Sequence) else []
     return [float(value) for value in values if isinstance(value, int | float) and math.isfinite(value)]
-
-
-def _grounding(row: Mapping[str, Any], size: tuple[int, int], where: str, log: FindingLog) -> RowBoxes | None:
-    """Boxes of phrases are xyxy, one or several a phrase; spans are `tokens_positive`, or looked up."""
-    written = row.get("caption")
-    if not isinstance(written, str) or not written.strip():
-        log.add("malformed entry", where, f"its caption is {written!r}; left out")
-        return None
-    caption = strip_caption(written)
-    columns = as_columns(row.get("phrases"))
-    phrases, spans_of = column_of(columns, ("phrase",)), column_of(columns, ("tokens_positive",))
-    raw: list[object] = []
-    names: list[Hashable] = []
-    for i, boxes in enumerate(column_of(columns, BOX_COLUMNS)):
-        at = f"{where}, phrase {i + 1}"
-        stated = spans_of[i] if i < len(spans_of) else None
-        if stated:
-            spans = checked_spans(stated, caption, at, log)
-        else:
-            spans = phrase_spans(phrases[i] if i < len(phrases) else None, caption, at, log)
-        if spans is not None:
-            several = boxes if isinstance(boxes, Sequence) else [boxes]
-            flat = bool(several) and not isinstance(several[0], Sequence)
-            several = [several] if flat else several
-            raw += several
-            names += [spans] * len(several)
-    checked = checked_boxes(raw, names, size=size, where=where, log=log)
-    kept = [names[i] for i in checked.kept]
-    return RowBoxes(checked.boxes, kept, [False] * len(kept), [math.nan] * len(kept), caption.text)

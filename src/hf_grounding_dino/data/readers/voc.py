@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, NoReturn
 from xml.etree import ElementTree
 from xml.parsers import expat
 
-from ..records import DataError, SourceEntry
-from .common import FindingLog, ImageFolder, checked_boxes, image_size, read_bytes
-from .headers import IMAGE_SUFFIXES
-from .names import read_names
-from .packed import ImageEntry, PackedRecords, RecordPacker
-from .stray_names import refuse_stray
+from ..findings import FindingLog
+from ..index import IndexBuilder, RecordIndex
+from ..records import DataError, Record, SourceEntry
+from .boxes import RawBoxes, with_boxes
+from .files import IMAGE_SUFFIXES, ImageFolder, image_size, read_bytes, refuse_stray
+from .names import clean_names, read_names
 
 _SIDES: Final = ("xmin", "ymin", "xmax", "ymax")
 _USUAL: Final = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
@@ -30,15 +29,7 @@ class _Layout(NamedTuple):
     images: ImageFolder
 
 
-class _Object(NamedTuple):
-    """`corners`: xyxy in pixels, counted from 0 and with exclusive ends, or what the file has where it is no box."""
-
-    name: str
-    corners: Sequence[object]
-    difficult: bool
-
-
-def read(entry: SourceEntry) -> PackedRecords:
+def read(entry: SourceEntry) -> RecordIndex:
     """Read a Pascal VOC data set: Annotations/*.xml, JPEGImages/ and, where it is there, ImageSets/Main/SPLIT.txt.
 
     Its `annotations` are the folder that holds these, or a folder of XML files, whose images are in `images`, in
@@ -57,19 +48,26 @@ def read(entry: SourceEntry) -> PackedRecords:
     layout = _layout(entry, log)
     chosen = set(layout.chosen)
     trees = {path: _tree(path, log if path in chosen else None) for path in layout.files}
-    objects = {path: _objects(tree) for path, tree in trees.items() if tree is not None}
     if entry.label_map:
         names = read_names(Path(entry.label_map))
     else:
-        names = dict(enumerate(sorted({item.name for items in objects.values() for item in items if item.name})))
+        each = [_name(item) for tree in trees.values() if tree is not None for item in tree.iter("object")]
+        names = dict(enumerate(sorted(set(each) - {""})))
     positions = {name: i for i, name in enumerate(names.values())}
-    packer = RecordPacker()
+    builder = IndexBuilder(log, layout.images.root)
     for path in layout.chosen:
         tree = trees[path]
-        if tree is not None and (image := _image(path, tree, layout, log)):
-            _add(packer, image, objects[path], positions, str(path), log)
+        if tree is None or (image := _image(path, tree, layout, log)) is None:
+            continue
+        objects = list(tree.iter("object"))
+        written = [_name(item) or None for item in objects]
+        labels = [positions.get(name or "") for name in written]
+        crowd = [(item.findtext("difficult") or "").strip().lower() in ("1", "true") for item in objects]
+        raw = RawBoxes(boxes=list(map(_corners, objects)), names=labels, written=written, crowd=crowd)
+        if record := with_boxes(image, raw, str(path), log):
+            builder.add(record)
     name = entry.name or Path(entry.annotations).absolute().name
-    return packer.finish(name, layout.images.root, log, names, crowd="difficult")
+    return builder.build(name, names, clean_names(tuple(names.values())), crowd="difficult")
 
 
 # --- which files -------------------------------------------------------------------------------------------------
@@ -142,25 +140,21 @@ def _tree(path: Path, log: FindingLog | None) -> ElementTree.Element | None:
     return builder.close()
 
 
-def _objects(tree: ElementTree.Element) -> list[_Object]:
-    objects = []
-    for item in tree.iter("object"):
-        texts = [item.findtext(f"bndbox/{side}") for side in _SIDES]
-        corners: Sequence[object] = texts
-        try:
-            x1, y1, x2, y2 = (float(text or "") for text in texts)
-            corners = [x1 - 1, y1 - 1, x2, y2]
-        except ValueError:
-            pass  # `checked_boxes` names them as they are
-        objects.append(_Object((item.findtext("name") or "").strip(), corners, _flag(item.findtext("difficult"))))
-    return objects
+def _name(item: ElementTree.Element) -> str:
+    return (item.findtext("name") or "").strip()
 
 
-def _flag(text: str | None) -> bool:
-    return (text or "").strip().lower() in ("1", "true")
+def _corners(item: ElementTree.Element) -> Sequence[object]:
+    """Xyxy in pixels, counted from 0 and with exclusive ends, or what the file has where that is no box."""
+    texts = [item.findtext(f"bndbox/{side}") for side in _SIDES]
+    try:
+        x1, y1, x2, y2 = (float(text or "") for text in texts)
+    except ValueError:
+        return texts
+    return [x1 - 1, y1 - 1, x2, y2]
 
 
-def _image(path: Path, tree: ElementTree.Element, layout: _Layout, log: FindingLog) -> ImageEntry | None:
+def _image(path: Path, tree: ElementTree.Element, layout: _Layout, log: FindingLog) -> Record | None:
     """The image of a file, None, with a finding, where it is not there."""
     place = path.relative_to(layout.folder).with_suffix("")
     name = _image_name(place, tree, layout.images, str(path))
@@ -169,29 +163,8 @@ def _image(path: Path, tree: ElementTree.Element, layout: _Layout, log: FindingL
     width, height = tree.findtext("size/width"), tree.findtext("size/height")
     # Files made by other tools say 0 x 0 where they do not know.
     known = any((text or "0").strip() != "0" for text in (width, height))
-    return ImageEntry(place.as_posix(), name, image_size(width, height, str(path), log) if known else None)
-
-
-def _add(
-    packer: RecordPacker,
-    image: ImageEntry,
-    objects: list[_Object],
-    positions: dict[str, int],
-    where: str,
-    log: FindingLog,
-) -> None:
-    named = []
-    for number, item in enumerate(objects, start=1):
-        if not item.name:
-            log.add("no category", where, f"object {number} has no name; dropped")
-        elif item.name not in positions:
-            log.add("unknown category", where, f"object {number} is a {item.name!r}, not in label_map; dropped")
-        else:
-            named.append(item)
-    labels = [positions[item.name] for item in named]
-    checked = checked_boxes([item.corners for item in named], labels, size=image.size, where=where, log=log)
-    crowd = [named[i].difficult for i in checked.kept]
-    packer.add(image, checked.boxes, [labels[i] for i in checked.kept], crowd, [math.nan] * len(crowd))
+    size = image_size(width, height, str(path), log) if known else None
+    return Record(image_id=place.as_posix(), image=layout.images.root / name, size=size)
 
 
 def _image_name(place: Path, tree: ElementTree.Element, images: ImageFolder, where: str) -> str:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from ..records import DataError, SourceEntry
-from .common import FindingLog, as_integer, checked_boxes, read_bytes
-from .headers import IMAGE_SUFFIXES, upright_sizes
-from .names import names_of, read_names, read_yaml
-from .packed import ImageEntry, PackedRecords, RecordPacker
-from .stray_names import is_below, refuse_control, refuse_stray
+from ..findings import FindingLog
+from ..index import IndexBuilder, RecordIndex
+from ..records import DataError, Record, SourceEntry
+from .boxes import RawBoxes, with_boxes
+from .files import IMAGE_SUFFIXES, as_integer, is_below, read_lines, refuse_control, refuse_stray, upright_sizes
+from .names import clean_names, names_of, read_names, read_yaml
 
 _YAML_NAMES: Final = ("data.yaml", "data.yml", "dataset.yaml")
 _NAME_FILES: Final = ("classes.txt", "obj.names", *_YAML_NAMES)
@@ -43,7 +42,7 @@ class _Row(NamedTuple):
     corners: list[float]
 
 
-def read(entry: SourceEntry) -> PackedRecords:
+def read(entry: SourceEntry) -> RecordIndex:
     """Read a YOLO data set: lines "class cx cy w h" or "class x1 y1 x2 y2 ..." (a polygon), relative to the image.
 
     Its `annotations` are a data.yaml (or the folder that holds it), whose `train`, `val` or `test` is a folder, a list
@@ -64,10 +63,10 @@ def read(entry: SourceEntry) -> PackedRecords:
     layout = _layout_of_folder(path, entry, log) if path.is_dir() else _layout_of_yaml(path, entry, log)
     if not layout.pairs:
         raise DataError(f"{path}: no image in its folders")
-    packer = RecordPacker()
-    _add_all(packer, layout, log, path)
+    builder = IndexBuilder(log, layout.root)
+    _add_all(builder, layout, log, path)
     name = entry.name or (path.absolute().parent.name if path.name in _YAML_NAMES else path.stem)
-    return packer.finish(name, layout.root, log, layout.names)
+    return builder.build(name, layout.names, clean_names(tuple(layout.names.values())))
 
 
 # --- which files -------------------------------------------------------------------------------------------------
@@ -113,38 +112,42 @@ def _images_in(folder: Path) -> list[Path]:
 
 def _listed_images(path: Path, root: Path, log: FindingLog) -> list[Path]:
     images = []
-    for number, line in enumerate(_text_lines(path), start=1):
-        if name := line.strip():
-            at = f"{path}, line {number}"
-            refuse_control(name, at)
-            candidates = [
-                place
-                for place in (path.parent / name, root / name)
-                if is_below(place, root) or is_below(place, path.parent)
-            ]
-            if not candidates:
-                refuse_stray(name, root, at)
-            there = next((candidate for candidate in candidates if candidate.is_file()), None)
-            if there is None:
-                log.add("missing image", at, f"{name} is not there; left out")
-            else:
-                images.append(there)
+    for number, name in enumerate(map(str.strip, read_lines(path)), start=1):
+        at = f"{path}, line {number}"
+        refuse_control(name, at)
+        places = [
+            place
+            for place in (path.parent / name, root / name)
+            if is_below(place, root) or is_below(place, path.parent)
+        ]
+        if not places:
+            refuse_stray(name, root, at)
+        there = next(filter(Path.is_file, places), None)
+        if there is not None:
+            images.append(there)
+        elif name:
+            log.add("missing image", at, f"{name} is not there; left out")
     return images
 
 
-def _labels_of(image: Path) -> Path:
-    """The label file of an image: the last folder called "images" in its path becomes "labels"."""
-    parts = list(image.with_suffix(".txt").parts)
-    last = max((i for i, part in enumerate(parts[:-1]) if part == "images"), default=None)
+def _swapped(path: Path, old: str, new: str) -> Path:
+    """The path whose last folder called `old` is called `new`."""
+    parts = list(path.parts)
+    last = max((i for i, part in enumerate(parts) if part == old), default=None)
     if last is not None:
-        parts[last] = "labels"
+        parts[last] = new
     return Path(*parts)
+
+
+def _labels_of(image: Path) -> Path:
+    return _swapped(image.parent, "images", "labels") / f"{image.stem}.txt"
 
 
 def _layout_of_folder(folder: Path, entry: SourceEntry, log: FindingLog) -> _Layout:
     if entry.split and (folder / entry.split).is_dir():
         folder /= entry.split
-    images = Path(entry.images) if entry.images else _images_of(folder)
+    swapped = _swapped(folder.absolute(), "labels", "images")
+    images = Path(entry.images) if entry.images else swapped if swapped.is_dir() else folder
     if not images.is_dir():
         raise DataError(f"{folder}: its images should be in {images}, which is not a folder")
     candidates = [folder / name for name in _NAME_FILES] + [folder.parent / name for name in _NAME_FILES]
@@ -154,15 +157,6 @@ def _layout_of_folder(folder: Path, entry: SourceEntry, log: FindingLog) -> _Lay
     pairs = [_Pair(path, folder / path.relative_to(images).with_suffix(".txt")) for path in _images_in(images)]
     _note_orphans(pairs, log)
     return _Layout(images, pairs, read_names(file))
-
-
-def _images_of(folder: Path) -> Path:
-    """The folder "images" that stands where the last "labels" of a path does, or the folder itself."""
-    parts = list(folder.absolute().parts)
-    last = max((i for i, part in enumerate(parts) if part == "labels"), default=None)
-    if last is not None:
-        parts[last] = "images"
-    return Path(*parts) if last is not None and Path(*parts).is_dir() else folder
 
 
 def _note_orphans(pairs: Iterable[_Pair], log: FindingLog) -> None:
@@ -177,23 +171,21 @@ def _note_orphans(pairs: Iterable[_Pair], log: FindingLog) -> None:
 # --- what is in them ---------------------------------------------------------------------------------------------
 
 
-def _add_all(packer: RecordPacker, layout: _Layout, log: FindingLog, source: Path) -> None:
+def _add_all(builder: IndexBuilder, layout: _Layout, log: FindingLog, source: Path) -> None:
     positions = {number: i for i, number in enumerate(layout.names)}
     boxes, far = 0, []
-    for pair, size in zip(layout.pairs, upright_sizes(pair.image for pair in layout.pairs), strict=True):
+    for (path, labels), size in zip(layout.pairs, upright_sizes(pair.image for pair in layout.pairs), strict=True):
         if isinstance(size, str):
-            log.add("unreadable image", str(pair.image), f"{size}; left out")
+            log.add("unreadable image", str(path), f"{size}; left out")
             continue
-        rows = _rows(pair.labels, layout, log)
+        rows = _rows(labels, layout, log)
         boxes += len(rows)
-        far += [pair.labels for row in rows if max(map(abs, row.corners)) > _FAR_OUTSIDE]
-        scale = (*size, *size)
-        pixels = [[side * length for side, length in zip(row.corners, scale, strict=True)] for row in rows]
-        labels = [positions[row.number] for row in rows]
-        checked = checked_boxes(pixels, labels, size=size, where=str(pair.labels), log=log)
-        kept = [labels[i] for i in checked.kept]
-        name = _name_in(layout.root, pair.image)
-        packer.add(ImageEntry(name, name, size), checked.boxes, kept, [False] * len(kept), [math.nan] * len(kept))
+        far += [labels for row in rows if max(map(abs, row.corners)) > _FAR_OUTSIDE]
+        pixels = [[side * length for side, length in zip(row.corners, (*size, *size), strict=True)] for row in rows]
+        raw = RawBoxes(boxes=pixels, names=[positions[row.number] for row in rows])
+        name = (path.relative_to(layout.root) if path.is_relative_to(layout.root) else path).as_posix()
+        if record := with_boxes(Record(image_id=name, image=path, size=size), raw, str(labels), log):
+            builder.add(record)
     if 2 * len(far) > boxes:
         raise DataError(
             f"{source}: {len(far)} of {boxes} boxes are far outside their images, first in {far[0]}: YOLO boxes are"
@@ -201,16 +193,12 @@ def _add_all(packer: RecordPacker, layout: _Layout, log: FindingLog, source: Pat
         )
 
 
-def _name_in(root: Path, image: Path) -> str:
-    return (image.relative_to(root) if image.is_relative_to(root) else image).as_posix()
-
-
 def _rows(path: Path, layout: _Layout, log: FindingLog) -> list[_Row]:
     """The lines of a label file that can be read; a file that is not there has none."""
     if not path.is_file():
         return []
     rows = []
-    for number, line in enumerate(_text_lines(path), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         where = f"{path}, line {number}"
         if not line.strip():
             continue
@@ -242,10 +230,3 @@ def _row(line: str, with_keypoints: bool) -> _Row | str:
     if len(numbers) < 6 or len(numbers) % 2:
         return f"{1 + len(numbers)} numbers are neither a box (5) nor a polygon (7, 9, ...)"
     return _Row(label, [min(numbers[::2]), min(numbers[1::2]), max(numbers[::2]), max(numbers[1::2])])
-
-
-def _text_lines(path: Path) -> list[str]:
-    try:
-        return read_bytes(path).decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: not UTF-8 text") from None
