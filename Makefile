@@ -24,7 +24,7 @@ test-neighbours: $(VENV)/.installed-test $(NEIGHBOURS)/.installed
 # Where there is a CUDA device: the tests that need one, then the figures.
 test-gpu: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m gpu
-	$(BIN)/hf-grounding-dino benchmark --device cuda --dtypes float32,float16,bfloat16 --batch 1,8 --cases forward,train,kernel
+	$(BIN)/python scripts/benchmark --device cuda --dtypes float32,float16,bfloat16 --batch 1,8 --cases forward,train,kernel
 
 # The tests that transformers has for all its models, on the models of this package; fetches its source.
 test-upstream: $(VENV)/.installed-upstream

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from PIL import Image
 
+from benchmark.models import closed_processor, random_model
+from benchmark.settings import Settings
 from hf_grounding_dino import GroundingDinoForObjectDetection, GroundingDinoProcessor
 from hf_grounding_dino.annotation.annotator import annotate
 from hf_grounding_dino.annotation.finder import Options
 from hf_grounding_dino.annotation.sources import FileSource
 from hf_grounding_dino.assets import NANO
-from hf_grounding_dino.benchmark.settings import Settings
-from hf_grounding_dino.benchmark.subjects import closed_processor, random_model
 from hf_grounding_dino.data.shapes import CATEGORIES, generate_scene
 
 BATCH = 4
@@ -73,7 +73,7 @@ def main() -> int:
 def subject(swin_t: bool, count: int) -> tuple[Any, GroundingDinoProcessor, list[str]]:
     """The model, its processor and labels that it knows."""
     if swin_t:
-        settings = Settings(labels=(count,), vocabulary_labels=count)
+        settings = Settings(labels=(count,), vocabulary=count)
         processor = closed_processor(settings)
         words = sorted(word for word in processor.tokenizer.get_vocab() if word.isalpha() and word.isascii())
         return random_model(settings).eval(), processor, words[:count]

@@ -31,7 +31,6 @@ ROOMS = [
     "training",
     "annotation",
     "app",
-    "benchmark",
     "cli",
 ]
 

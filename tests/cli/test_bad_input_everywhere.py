@@ -84,7 +84,6 @@ ASKING_THE_HUB = {
     "evaluate": ["evaluate", *DATA, "--output", "out", "--model", "x/y"],
     "tune-thresholds": ["tune-thresholds", *DATA, "--output", "out", "--to", ".", "--model", "x/y"],
     "export": ["export", "out/m.onnx", "--model", "x/y"],
-    "benchmark": ["benchmark", "--output", "out", "--model", "x/y"],
     "app": ["app", "--model", "x/y"],
     "train": [*RECIPE, "output_dir=out", "--set", "model=x/y"],
     "convert": ["convert", "nano.pth", "out/y", "--tokenizer", "x/y"],
@@ -214,13 +213,6 @@ FILLING = {
     "convert, back": Filling(MMDET, 1500, f"out/m.pth: cannot be written: {TORN}"),
     "publish": Filling(["publish", "run", "--to", "out"], 1500, f"model.safetensors cannot be written: {FULL}"),
     "app": Filling(["app", "--export-space", "out", "--model", "model"], 1500, f"out cannot be written: {FULL}"),
-    "benchmark": Filling(
-        ["benchmark", "--tiny", "--cases", "sizes", "--repeats", "1", "--dtypes", "float32", "--no-compile",
-         "--output", "out"],
-        500,
-        f"out/benchmark.json cannot be written: {FULL}",
-        old=("out/benchmark.json",),
-    ),
     "train": Filling(
         [*RECIPE, "output_dir=out", "--set", "max_steps=1"],
         2500,
@@ -283,7 +275,6 @@ FORMS = {
     "evaluate": ["evaluate", "--batch-size={bad}"],
     "tune-thresholds": ["tune-thresholds", "--model", "model", "--dtype={bad}"],
     "app": ["app", "--port={bad}"],
-    "benchmark": ["benchmark", "--cases={bad}"],
 }
 IN_THE_WAY = {
     **{

@@ -30,7 +30,6 @@ COMMANDS = {
     "evaluate": "evaluate a model on the papers' benchmarks or on your own data",
     "tune-thresholds": "choose the score threshold of each label on labelled images",
     "app": "serve a web demo of a model",
-    "benchmark": "time this package beside stock transformers, on the same weights",
 }
 # Still answer, and are not listed.
 OLD_NAMES = {"calibrate": "tune-thresholds"}

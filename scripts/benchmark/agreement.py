@@ -2,12 +2,11 @@
 
 Two exact implementations swap a few ranks among the image tokens that become queries, where scores nearly tie, and a
 rank decides what a query begins with. Tensors are therefore compared with one side's choice replayed in the other.
-
-Shapes: `B` batch, `T` text tokens, `Q` queries.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -15,13 +14,41 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torchvision.ops import box_convert
 
-from .rows import Agreement, one_line
+from .measure import one_line
+from .models import OUTPUTS_COMPARABLE, Bench
 from .settings import Size
-from .subjects import Bench, outputs_comparable
 
 _LEAST_SCORE = 0.1
 _HALF_A_PIXEL = 0.5
 _SAME_SCORE = 0.01
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far the outputs of two sides lie apart, on the same weights and inputs.
+
+    Attributes:
+        logits: largest difference of a token's logit, both sides decoding the same chosen image tokens.
+        pixels: largest difference of a box's edge, likewise.
+        detections: boxes of the other side that score above 0.1.
+        within_half_pixel: how many of them ours has within half a pixel, likewise.
+        found_freely: how many of them are among ours within half a pixel, where each side chose for itself.
+        replayed: the two sides did decode the same chosen tokens.
+        strict: the two sides compute in the same precision, float32, so that they have to agree.
+    """
+
+    logits: float
+    pixels: float
+    detections: int
+    within_half_pixel: int
+    found_freely: int
+    replayed: bool
+    strict: bool
+
+    @property
+    def agrees(self) -> bool:
+        """Every detection was found again within half a pixel."""
+        return self.within_half_pixel == self.detections
 
 
 class Selection(TorchFunctionMode):
@@ -50,32 +77,25 @@ class Selection(TorchFunctionMode):
 
 def agree(bench: Bench, own: Any, inputs: dict[str, Tensor], size: Size) -> tuple[Agreement | None, str]:
     """Compare our model, in any type, with stock in float32; or say in one line why that cannot be done."""
-    if not outputs_comparable(bench.stock):
+    if not OUTPUTS_COMPARABLE:
         return None, "outputs not comparable: this transformers computes wrong text positions"
     try:
-        return compare(own, bench.stock, inputs, cast(inputs, own.dtype), size), ""
+        return compare(own, bench.stock, inputs, size), ""
     except Exception as error:  # a network that runs may still not run under the record
         return None, f"outputs not compared: {one_line(error)}"
 
 
 def cast(inputs: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Model inputs with the pictures in another type."""
+    """Model inputs with the images in another type."""
     return inputs | {"pixel_values": inputs["pixel_values"].to(dtype)}
 
 
 @torch.inference_mode()
-def compare(own: Any, stock: Any, inputs: dict[str, Tensor], own_inputs: dict[str, Tensor], size: Size) -> Agreement:
-    """Run both models and compare what comes out.
-
-    Args:
-        own: our model, in any type.
-        stock: the other model, in float32.
-        inputs: for stock.
-        own_inputs: the same in the type of our model.
-        size: (height, width) of the pictures.
-    """
+def compare(own: Any, stock: Any, inputs: dict[str, Tensor], size: Size) -> Agreement:
+    """Run our model, in any type, and stock in float32 on images of one size, and compare what comes out."""
     with Selection(own.config.num_queries) as record:
         theirs = stock(**inputs)
+    own_inputs = cast(inputs, own.dtype)
     with Selection(own.config.num_queries, record.chosen) as replay:
         ours = own(**own_inputs)
     free = own(**own_inputs)

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from hf_grounding_dino import multi_scale_deformable_attention, multi_scale_deformable_attention_reference
 
-from .rows import Row, Timing, joined, one_line
+from .measure import Row, Side, Timing, interleaved, one_line, timed
+from .models import Bench
 from .settings import Size
-from .subjects import Bench
-from .timer import Side, interleaved, timed
 
 _STRIDES = (8, 16, 32, 64)
 _SPREAD_IN_CELLS = 2.0
@@ -63,16 +62,10 @@ def _measure(
     measures = _bandwidth(arguments, timings["ours"], backward, bytes_per_second)
     for other in ("stock", "ours, plain definition"):
         difference, note = _difference(attentions["ours"], attentions[other], levels, arguments)
+        further = measures if other == "stock" else {}
+        times = timings["ours"], timings[other]
         yield Row(
-            "kernel",
-            what,
-            "ours",
-            other,
-            timings["ours"],
-            timings[other],
-            size=bench.settings.size,
-            measures=difference | (measures if other == "stock" else {}),
-            note=joined(note),
+            "kernel", what, "ours", other, *times, size=bench.settings.size, measures=difference | further, note=note
         )
 
 
@@ -148,9 +141,6 @@ def _difference(
     if not b.isfinite().all():
         return {}, "the other side's output is not finite"
     return {"largest difference": (a - b).abs().max().item()}, ""
-
-
-# --- the bandwidth of the memory ---------------------------------------------------------------------------------
 
 
 def copy_rate(bench: Bench) -> float:

@@ -1,4 +1,4 @@
-"""Many labels on one picture: through the pipelines, and a vocabulary that fits no prompt."""
+"""Many labels on one image: through the pipelines, and a vocabulary that fits no prompt."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 
 from hf_grounding_dino.inference.large_vocabulary import chunk_labels, detect
 from hf_grounding_dino.inference.pipeline import GroundingDinoPipeline
 
 from .agreement import agree
-from .rows import Row, joined
+from .measure import Row, Side, interleaved, joined
+from .models import Bench
 from .settings import STOCK_TOKEN_LIMIT
-from .subjects import Bench
-from .timer import Side, interleaved
 
 _TASK: Any = "zero-shot-object-detection"
 
@@ -26,12 +25,21 @@ def pipeline(bench: Bench) -> Iterator[Row]:
     settings = bench.settings
     names = bench.label_names(settings.pipeline_labels)
     measured = names[: settings.stock_labels]
-    picture = bench.picture()
-    stock = _stock_pipeline(bench)
-    own = _own_pipeline(bench)
+    image, processor, device = bench.image(), _processor(bench), bench.device
+    stock = transformers.pipeline(
+        _TASK,
+        model=bench.stock,
+        tokenizer=bench.processor.tokenizer,
+        image_processor=transformers.GroundingDinoImageProcessor(size=bench.resizing()),
+        device=device,
+    )
+    parts = {"tokenizer": processor.tokenizer, "image_processor": processor.image_processor, "processor": processor}
+    own: Any = transformers.pipeline(
+        _TASK, model=bench.own, **parts, pipeline_class=GroundingDinoPipeline, device=device
+    )
     sides: dict[str, Side] = {
-        "ours": lambda: own(picture, candidate_labels=names),
-        "stock": lambda: stock(picture, candidate_labels=measured),
+        "ours": lambda: own(image, candidate_labels=names),
+        "stock": lambda: stock(image, candidate_labels=measured),
     }
     timings = interleaved(sides, settings.repeats, bench.device)
     height, width = settings.size
@@ -45,59 +53,36 @@ def pipeline(bench: Bench) -> Iterator[Row]:
         labels=len(names),
         size=settings.size,
         note=joined(
-            _extrapolated("stock", len(measured), len(names), "labels"),
+            _extrapolated(len(measured), len(names), "labels"),
             "outputs not comparable: stock shows the model one label at a time",
         ),
-    )
-
-
-def _stock_pipeline(bench: Bench) -> Any:
-    image_processor = transformers.GroundingDinoImageProcessor(size=bench.resizing())
-    return transformers.pipeline(
-        _TASK,
-        model=bench.stock,
-        tokenizer=bench.processor.tokenizer,
-        image_processor=image_processor,
-        device=bench.device,
-    )
-
-
-def _own_pipeline(bench: Bench) -> Any:
-    processor = _processor(bench)
-    return transformers.pipeline(
-        _TASK,
-        model=bench.own,
-        tokenizer=processor.tokenizer,
-        image_processor=processor.image_processor,
-        processor=processor,
-        pipeline_class=GroundingDinoPipeline,
-        device=bench.device,
     )
 
 
 def vocabulary(bench: Bench) -> Iterator[Row]:
     """A long vocabulary: ours with its own way of cutting it, stock prompt by prompt, few of which are timed."""
     settings = bench.settings
-    names = bench.label_names(settings.vocabulary_labels)
+    names = bench.label_names(settings.vocabulary)
     chunks = chunk_labels(names, bench.processor.tokenizer, STOCK_TOKEN_LIMIT)
     prompts = [bench.inputs(settings.size, names[chunk]) for chunk in chunks[: settings.stock_chunks]]
-    processor = _processor(bench)
-    picture = bench.picture()
-    passes = BackbonePasses(bench.own)
+    processor, image = _processor(bench), bench.image()
+    passes: list[int] = []
 
     def own() -> None:
-        with torch.inference_mode(), passes:
-            detect(bench.own, processor, [picture], names)
+        passes.clear()
+        with torch.inference_mode():
+            detect(bench.own, processor, [image], names)
 
     def stock() -> None:
         with torch.inference_mode():
             for prompt in prompts:
                 bench.stock(**prompt)
 
+    backbone: Any = bench.own.model.backbone
+    first = next(module for module in backbone.modules() if isinstance(module, nn.Conv2d))
+    hook = first.register_forward_hook(lambda *_: passes.append(1))
     timings = interleaved({"ours": own, "stock": stock}, settings.repeats, bench.device)
-    measures = {"backbone passes, stock": float(len(chunks))}
-    if passes.last:
-        measures = {"backbone passes, ours": float(passes.last), **measures}
+    hook.remove()
     agreement, note = agree(bench, bench.own, prompts[0], settings.size)
     height, width = settings.size
     yield Row(
@@ -110,32 +95,13 @@ def vocabulary(bench: Bench) -> Iterator[Row]:
         labels=len(names),
         size=settings.size,
         agreement=agreement,
-        measures=measures,
+        measures={"backbone passes, ours": float(len(passes)), "backbone passes, stock": float(len(chunks))},
         note=joined(
             "outputs compared for the first chunk" if agreement else note,
-            _extrapolated("stock", len(prompts), len(chunks), "chunks"),
-            "ours from the picture to the boxes, stock the forward passes alone",
+            _extrapolated(len(prompts), len(chunks), "chunks"),
+            "ours from the image to the boxes, stock the forward passes alone",
         ),
     )
-
-
-class BackbonePasses:
-    """Counts how often the image backbone begins while it is entered; `last` has the count of the last time."""
-
-    def __init__(self, model: Any) -> None:
-        backbone: nn.Module = model.model.backbone.conv_encoder
-        self.first = next(module for module in backbone.modules() if isinstance(module, nn.Conv2d))
-        self.last = 0
-
-    def __enter__(self) -> None:
-        self.last = 0
-        self.handle = self.first.register_forward_hook(self._count)
-
-    def __exit__(self, *error: object) -> None:
-        self.handle.remove()
-
-    def _count(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self.last += 1
 
 
 def _processor(bench: Bench) -> Any:
@@ -145,5 +111,5 @@ def _processor(bench: Bench) -> Any:
     return type(own)(image_processor, own.tokenizer)
 
 
-def _extrapolated(side: str, measured: int, total: int, unit: str) -> str:
-    return f"{side} extrapolated from {measured} of {total} {unit}" if measured < total else ""
+def _extrapolated(measured: int, total: int, unit: str) -> str:
+    return f"stock extrapolated from {measured} of {total} {unit}" if measured < total else ""

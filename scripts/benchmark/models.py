@@ -1,11 +1,7 @@
-"""The models that are compared, and what they are given.
-
-Shapes: `B` batch, `T` text tokens.
-"""
+"""The models that are compared, and what they are given."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
 from collections.abc import Iterable, Sequence
@@ -18,15 +14,14 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
-from hf_grounding_dino.data.tokenizer import build_tokenizer
-from hf_grounding_dino.models.grounding_dino.configuration_grounding_dino import (
-    AnyGroundingDinoConfig,
+from hf_grounding_dino import (
     GroundingDinoConfig,
+    GroundingDinoForObjectDetection,
+    GroundingDinoImageProcessor,
+    GroundingDinoProcessor,
 )
-from hf_grounding_dino.models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
+from hf_grounding_dino.data.tokenizer import build_tokenizer
 from hf_grounding_dino.models.loading import load_whole
-from hf_grounding_dino.processing.image_processing_grounding_dino import GroundingDinoImageProcessor
-from hf_grounding_dino.processing.processing_grounding_dino import GroundingDinoProcessor
 
 from .settings import Settings, Size
 
@@ -34,21 +29,16 @@ _STOCK: dict[str, tuple[Any, Any]] = {
     "grounding-dino": (transformers.GroundingDinoConfig, transformers.GroundingDinoForObjectDetection),
     "mm-grounding-dino": (transformers.MMGroundingDinoConfig, transformers.MMGroundingDinoForObjectDetection),
 }
+OUTPUTS_COMPARABLE = tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 23)
+"""Before, transformers counted text positions otherwise than the paper, and the dot not to its phrase."""
 _WORDS_EACH = 5  # as in COCO, every fifth label or so has two words
 _SHORTEST_WORD = 3
-_BOXES_AN_IMAGE = 5
+_BOXES_PER_IMAGE = 5
 
 
 @dataclass(frozen=True)
 class Bench:
-    """The settings, and the models they are measured on: float32, on the device, with equal weights.
-
-    Attributes:
-        settings: of this run.
-        own: the model of this package.
-        stock: the one of transformers.
-        processor: for both.
-    """
+    """The settings, and the models they are measured on: float32, on the device, with equal weights."""
 
     settings: Settings
     own: GroundingDinoForObjectDetection
@@ -71,7 +61,7 @@ class Bench:
         return label_names(count, sorted(vocabulary, key=lambda word: vocabulary[word]))
 
     def inputs(self, size: Size, labels: Sequence[str], batch: int = 1) -> dict[str, Tensor]:
-        """Model inputs: different noise in every picture, one prompt for all."""
+        """Model inputs: different noise in every image, one prompt for all."""
         words = self.processor(text=[list(labels)])
         generator = torch.Generator().manual_seed(self.settings.seed)
         inputs = {name: tensor.expand(batch, -1) for name, tensor in words.items()}
@@ -84,14 +74,14 @@ class Bench:
         generator = torch.Generator().manual_seed(self.settings.seed)
         targets = []
         for _ in range(batch):
-            centres = 0.3 + 0.4 * torch.rand(_BOXES_AN_IMAGE, 2, generator=generator)
-            sizes = 0.1 + 0.4 * torch.rand(_BOXES_AN_IMAGE, 2, generator=generator)
-            classes = torch.randint(num_labels, (_BOXES_AN_IMAGE,), generator=generator)
+            centres = 0.3 + 0.4 * torch.rand(_BOXES_PER_IMAGE, 2, generator=generator)
+            sizes = 0.1 + 0.4 * torch.rand(_BOXES_PER_IMAGE, 2, generator=generator)
+            classes = torch.randint(num_labels, (_BOXES_PER_IMAGE,), generator=generator)
             targets.append({"boxes": torch.cat([centres, sizes], 1), "class_labels": classes})
         return [{name: tensor.to(self.device) for name, tensor in target.items()} for target in targets]
 
-    def picture(self) -> Image.Image:
-        """A picture of noise that no processor has to resize."""
+    def image(self) -> Image.Image:
+        """Noise that no processor has to resize."""
         noise = np.random.default_rng(self.settings.seed).integers(0, 256, (*self.settings.size, 3), dtype=np.uint8)
         return Image.fromarray(noise)
 
@@ -100,54 +90,39 @@ class Bench:
         return {"shortest_edge": min(self.settings.size), "longest_edge": max(self.settings.size)}
 
 
-def build_bench(settings: Settings) -> Bench:
-    """Load or make up the model that `settings` names, and its stock twin."""
+def build_bench(settings: Settings, *, only: str | None = None) -> Bench:
+    """Load or make up the model that `settings` names, and its stock twin with the same weights.
+
+    Args:
+        settings: of the run.
+        only: "ours" or "stock": where the memory of one is measured, the other is not built.
+    """
     if settings.model is None:
-        return twin_bench(settings, random_model(settings), closed_processor(settings))
-    return twin_bench(settings, *load_whole(settings.model))
+        own, processor = random_model(settings), closed_processor(settings)
+    else:
+        own, processor = load_whole(settings.model)
+    stock = None
+    if only != "ours":
+        stock = stock_model(own.config)
+        stock.load_state_dict(own.state_dict(), strict=True)
+        stock.eval().to(settings.device)
+    if only == "stock":
+        own: Any = None
+    return Bench(settings, own and own.eval().to(settings.device), stock, processor)
 
 
-def twin_bench(settings: Settings, own: GroundingDinoForObjectDetection, processor: GroundingDinoProcessor) -> Bench:
-    """A model of this package beside the stock one with its weights."""
-    config: Any = own.config
-    stock = stock_model(config)
-    stock.load_state_dict(own.state_dict(), strict=True)
-    return Bench(settings, own.eval().to(settings.device), stock.eval().to(settings.device), processor)
-
-
-def stock_model(config: AnyGroundingDinoConfig) -> Any:
+def stock_model(config: Any) -> Any:
     """The model of transformers for a configuration of this package, with random weights."""
     config_class, model_class = _STOCK[config.model_type]
     fields = config_class.__dataclass_fields__
     return model_class(config_class(**{name: value for name, value in config.to_dict().items() if name in fields}))
 
 
-def outputs_comparable(stock: Any) -> bool:
-    """Whether stock counts positions as the paper does, where the dot belongs to its phrase; it does from 5.23 on."""
-    read: list[list[int]] = []
-
-    class Seen(Exception):  # noqa: N818 (the answer, no error)
-        pass
-
-    def see(_module: Any, arguments: tuple[Tensor]) -> None:
-        read.extend(arguments[0].tolist())
-        raise Seen
-
-    cls, sep, dot = 101, 102, 1012
-    input_ids = torch.tensor([[cls, 7, 8, dot, sep]], device=stock.device)
-    hook = stock.model.text_backbone.embeddings.position_embeddings.register_forward_pre_hook(see)
-    with contextlib.suppress(Seen):
-        stock(pixel_values=torch.zeros(1, 3, 64, 64, device=stock.device), input_ids=input_ids)
-    hook.remove()
-    return read == [[0, 0, 1, 2, 0]]
-
-
 def random_model(settings: Settings) -> GroundingDinoForObjectDetection:
     """A model with seeded weights in which nothing is left at a constant, where it would hide a difference."""
-    config = tiny_config() if settings.tiny else swin_tiny_config()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        model = GroundingDinoForObjectDetection(config)
+        model = GroundingDinoForObjectDetection(tiny_config() if settings.tiny else swin_tiny_config())
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.numel() > 1 and parameter.min() == parameter.max():
@@ -157,49 +132,33 @@ def random_model(settings: Settings) -> GroundingDinoForObjectDetection:
 
 def swin_tiny_config() -> GroundingDinoConfig:
     """The architecture of grounding-dino-tiny: Swin-T and BERT-base."""
-    options: dict[str, Any] = {"out_indices": [2, 3, 4]}
-    backbone = transformers.SwinConfig(
-        embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], window_size=7, **options
-    )
-    return GroundingDinoConfig(backbone_config=backbone)
+    options: dict[str, Any] = {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7}
+    return GroundingDinoConfig(backbone_config=transformers.SwinConfig(**options, out_indices=[2, 3, 4]))
 
 
 def tiny_config() -> GroundingDinoConfig:
-    """An architecture that runs in milliseconds."""
-    options: dict[str, Any] = {"out_indices": [2, 3, 4]}
-    backbone = transformers.SwinConfig(
-        image_size=64, embed_dim=8, depths=[1, 1, 2, 1], num_heads=[1, 2, 2, 4], window_size=4, **options
-    )
-    text = transformers.BertConfig(
-        vocab_size=4000, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
-    )
+    """An architecture that runs in milliseconds: as few layers as stock can have, and a backbone of one stage."""
+    swin: dict[str, Any] = {"image_size": 64, "embed_dim": 8, "depths": [2], "num_heads": [2], "window_size": 4}
+    bert: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {"d_model": 32, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "num_queries": 20, "num_feature_levels": 2}
+    layers = {"encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
     return GroundingDinoConfig(
-        backbone_config=backbone,
-        text_config=text,
-        d_model=32,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_ffn_dim=64,
-        decoder_ffn_dim=64,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        num_queries=20,
+        backbone_config=transformers.SwinConfig(**swin, out_indices=[1]),
+        text_config=transformers.BertConfig(**bert, vocab_size=4000, intermediate_size=64),
+        **sizes,
+        **layers,
     )
 
 
 def closed_processor(settings: Settings) -> GroundingDinoProcessor:
-    """A processor that knows as many made-up words as the settings need."""
-    counts = (*settings.labels, *settings.sweep_labels, settings.vocabulary_labels, settings.pipeline_labels)
-    words = synthetic_words(2 * max(*counts, settings.train_labels))
-    return GroundingDinoProcessor(GroundingDinoImageProcessor(), build_tokenizer(words))
-
-
-def synthetic_words(count: int) -> list[str]:
-    """Made-up words of two or three syllables."""
+    """A processor that knows as many made-up words of two or three syllables as the settings need."""
+    most = max(
+        *settings.labels, *settings.sweep_labels, settings.vocabulary, settings.pipeline_labels, settings.train_labels
+    )
     syllables = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
-    pairs = ("".join(pair) for pair in itertools.product(syllables, repeat=2))
-    triples = ("".join(triple) for triple in itertools.product(syllables, repeat=3))
-    return list(itertools.islice(itertools.chain(pairs, triples), count))
+    words = itertools.chain.from_iterable(itertools.product(syllables, repeat=length) for length in (2, 3))
+    tokenizer = build_tokenizer("".join(word) for word in itertools.islice(words, 2 * most))
+    return GroundingDinoProcessor(GroundingDinoImageProcessor(), tokenizer)
 
 
 def label_names(count: int, vocabulary: Iterable[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The rows as JSON and as Markdown, with what they were measured on."""
+"""The rows as JSON, as Markdown and as a plot, with what they were measured on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ import transformers
 import hf_grounding_dino
 from hf_grounding_dino import kernel_status
 
-from .rows import Agreement, Ratio, Row, Timing
+from .agreement import Agreement
+from .measure import Row, Timing
 from .settings import Settings
 
 TITLES = {
@@ -29,39 +30,40 @@ TITLES = {
     "pipeline": "Zero-shot object detection pipeline",
     "vocabulary": "Long vocabulary",
     "labels": "Over the number of labels",
-    "sizes": "Over the size of the picture",
+    "sizes": "Over the size of the image",
     "onnx": "As an ONNX file",
 }
 _CPU_INFORMATION = Path("/proc/cpuinfo")
+# Okabe and Ito's colours, which stay apart for colour-blind eyes; stock in grey, as the ground that others stand on.
+_COLORS = {
+    "stock float32": "#787878",
+    "stock bfloat16": "#a5a5a5",
+    "stock float16": "#c3c3c3",
+    "ours float32": "#0072b2",
+    "ours bfloat16": "#d55e00",
+    "ours float16": "#009e73",
+}
 
 
 def environment(device: torch.device, command: str) -> dict[str, str]:
     """What the figures depend on, beside the settings."""
-    return {
-        "hardware": _hardware(device),
-        "versions": f"hf-grounding-dino {hf_grounding_dino.__version__}, torch {torch.__version__},"
-        f" transformers {transformers.__version__}, Python {platform.python_version()}",
-        "kernel": _kernel(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "command": command,
-    }
-
-
-def _hardware(device: torch.device) -> str:
     name = platform.processor() or platform.machine()
     if _CPU_INFORMATION.exists():
         lines = (line.partition(":") for line in _CPU_INFORMATION.read_text().splitlines())
         name = next((value.strip() for key, _, value in lines if key.strip() == "model name"), name)
     cpu = f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    return f"{torch.cuda.get_device_name(device)} ({cpu})" if device.type == "cuda" else cpu
-
-
-def _kernel() -> str:
     served = (
         f"{device}: {status.implementation}" + (f" ({status.reason})" if status.implementation == "reference" else "")
         for device, status in kernel_status().items()
     )
-    return ", ".join(served)
+    return {
+        "hardware": f"{torch.cuda.get_device_name(device)} ({cpu})" if device.type == "cuda" else cpu,
+        "versions": f"hf-grounding-dino {hf_grounding_dino.__version__}, torch {torch.__version__},"
+        f" transformers {transformers.__version__}, Python {platform.python_version()}",
+        "kernel": ", ".join(served),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "command": command,
+    }
 
 
 def as_json(rows: Sequence[Row], settings: Settings, about: Mapping[str, str]) -> str:
@@ -75,10 +77,9 @@ def as_json(rows: Sequence[Row], settings: Settings, about: Mapping[str, str]) -
 
 
 def _row_values(row: Row) -> dict[str, Any]:
-    ratio = row.ratio
     agreement = None if row.agreement is None else {**dataclasses.asdict(row.agreement), "agrees": row.agreement.agrees}
     values = dataclasses.asdict(row) | {"agreement": agreement, "notes": row.notes}
-    return {"ratio": None if ratio is None else dataclasses.asdict(ratio), **values}
+    return {"ratio": None if row.ratio is None else row.ratio._asdict(), **values}
 
 
 def _finite(value: Any) -> Any:
@@ -97,49 +98,40 @@ def as_markdown(rows: Sequence[Row], about: Mapping[str, str], plot: str | None 
         about: what `environment` gives.
         plot: the name of the plot, to show it.
     """
-    parts = ["# Benchmark", "\n".join(f"- {name}: {_text(name, value)}" for name, value in about.items())]
+    facts = (f"- {name}: {f'`{value}`' if name == 'command' else value}" for name, value in about.items())
+    parts = ["# Benchmark", "\n".join(facts)]
     parts.append(
         "Ratios are the other side's time over ours, of medians of interleaved runs, with the range over single pairs:"
-        " above 1, ours is faster. Both sides have the same weights and inputs. Ours remembers the features of labels"
+        " above 1, ours is faster. Both sides have the same weights and inputs. Ours caches the text features of labels"
         " that it has seen, which the rows of labels not seen before leave out."
     )
     for case, group in itertools.groupby(rows, key=lambda row: row.case):
-        parts += [f"## {TITLES[case]}", _table(list(group))]
+        lines = ["| times faster | range | of | ours | | against | | what else |", "|---|---|---|---|---|---|---|---|"]
+        lines += [f"| {' | '.join(cell.replace('|', '/') for cell in _cells(row))} |" for row in group]
+        parts += [f"## {TITLES[case]}", "\n".join(lines)]
     if plot is not None:
         parts.append(f"![Time over labels and over size]({plot})")
     return "\n\n".join(parts) + "\n"
-
-
-def _text(name: str, value: str) -> str:
-    return f"`{value}`" if name == "command" else value
-
-
-def _table(rows: Sequence[Row]) -> str:
-    lines = ["| times faster | range | of | ours | | against | | what else |", "|---|---|---|---|---|---|---|---|"]
-    lines += [f"| {' | '.join(cell.replace('|', '/') for cell in _cells(row))} |" for row in rows]
-    return "\n".join(lines)
 
 
 def _cells(row: Row) -> list[str]:
     ratio = row.ratio
     return [
         f"**{_times(ratio.median)}**" if ratio else "–",
-        _range(ratio) if ratio else "–",
+        f"{_times(ratio.low)} … {_times(ratio.high)}" if ratio else "–",
         row.what,
         row.own,
         duration(row.own_time),
         row.other,
         duration(row.other_time),
-        "; ".join([*_measures(row.measures), *_agreement(row.agreement), *row.notes]),
+        "; ".join(
+            [*(f"{name} {value:.3g}" for name, value in row.measures.items()), *_agreement(row.agreement), *row.notes]
+        ),
     ]
 
 
 def _times(ratio: float) -> str:
     return f"{ratio:.2f}" if ratio < 10 else f"{ratio:,.0f}"
-
-
-def _range(ratio: Ratio) -> str:
-    return f"{_times(ratio.low)} … {_times(ratio.high)}"
 
 
 def duration(timing: Timing) -> str:
@@ -150,10 +142,6 @@ def duration(timing: Timing) -> str:
     if seconds >= 1:
         return f"{seconds:,.2f} s" if seconds < 100 else f"{seconds:,.0f} s"
     return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} µs"
-
-
-def _measures(measures: Mapping[str, float]) -> list[str]:
-    return [f"{name} {value:.3g}" for name, value in measures.items()]
 
 
 def _agreement(agreement: Agreement | None) -> list[str]:
@@ -172,3 +160,44 @@ def summary(row: Row) -> str:
     ratio = "failed" if row.ratio is None else f"{_times(row.ratio.median)} x"
     notes = "".join(f" ({note})" for note in row.notes) if row.ratio is None else ""
     return f"{row.case}: {row.what}: {row.own} against {row.other}: {ratio}{notes}"
+
+
+def write_plot(rows: Sequence[Row], path: Path) -> bool:
+    """Draw time over labels and over size, as far as measured; False where there are no two points of any."""
+    from matplotlib.figure import Figure
+
+    curves = {case: _curves([row for row in rows if row.case == case]) for case in ("labels", "sizes")}
+    drawn = [case for case, lines in curves.items() if lines]
+    if not drawn:
+        return False
+    figure = Figure(figsize=(6 * len(drawn), 4.7), layout="constrained")
+    for axes, case in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
+        some = next(row for row in rows if row.case == case)
+        for name, points in curves[case].items():
+            axes.plot(*zip(*sorted(points.items()), strict=True), "o-", color=_COLORS[name], label=name)
+        if case == "labels":
+            axes.set(title="One image, {} × {}".format(*some.size or ()), xlabel="labels in the prompt")
+        else:
+            sizes = {height * width: f"{height} × {width}" for height, width in (row.size or (0, 0) for row in rows)}
+            ticks = [pixels for pixels in sorted(sizes) if any(pixels in points for points in curves[case].values())]
+            axes.set_xticks(ticks, [sizes[pixels] for pixels in ticks], fontsize="small")
+            axes.set(title=f"One image, {some.labels} labels", xlabel="size of the image (axis: pixels)")
+        axes.set(ylabel="seconds")
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+        axes.grid(axis="y", color="#e2e2e2")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    figure.savefig(path, dpi=200)
+    return True
+
+
+def _curves(rows: Sequence[Row]) -> dict[str, dict[float, float]]:
+    """Of each side by name, seconds over labels or pixels; those with one point are left out."""
+    points: dict[str, dict[float, float]] = {}
+    for row in rows:
+        x = row.labels if row.case == "labels" else math.prod(row.size or ())
+        for name, timing in ((row.other, row.other_time), (row.own, row.own_time)):
+            if timing.seconds and name in _COLORS:
+                points.setdefault(name, {})[float(x or 0)] = timing.median
+    return {name: points[name] for name in _COLORS if len(points.get(name, {})) > 1}
