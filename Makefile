@@ -5,17 +5,24 @@ FLOOR ?= .venv-floor
 NEIGHBOURS ?= .venv-neighbours
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-floor test-neighbours test-gpu test-upstream docs lint format clean
+.PHONY: demo test test-browser test-floor test-neighbours test-gpu test-upstream docs lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hf-grounding-dino detect --demo
 
 test: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The app in headless Chromium, Debian's package, which root gets here where it is missing.
+test-browser: $(VENV)/.installed-browser
+	command -v chromium > /dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium; } || \
+		{ echo 'Chromium is missing: sudo apt-get install chromium' >&2; exit 1; }
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/app
 
 # With the lowest version of everything that pyproject.toml allows.
 test-floor: $(FLOOR)/.installed
-	OMP_NUM_THREADS=1 $(FLOOR)/bin/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(FLOOR)/bin/python -m pytest -n 2 --dist worksteal
 
 # FiftyOne and Label Studio, in an environment of their own, read what `annotate` writes.
 test-neighbours: $(VENV)/.installed-test $(NEIGHBOURS)/.installed
