@@ -24,7 +24,7 @@ from hf_grounding_dino import GroundingDinoPipeline
 from hf_grounding_dino.assets import DEMO_IMAGE, DEMO_LABELS
 from hf_grounding_dino.cli import PROGRAM, UserError, model_options
 from hf_grounding_dino.cli import detect as command
-from hf_grounding_dino.cli.detect import load_detector, parse_labels
+from hf_grounding_dino.cli.detect import load_detector
 from hf_grounding_dino.cli.main import main
 from hf_grounding_dino.cli.model_options import NANO_ANSWERS
 from hf_grounding_dino.cli.pictures import (
@@ -493,15 +493,6 @@ def test_interrupt(
     monkeypatch.setattr(command, "read_picture", interrupt)
     assert detect(model, picture(here / "a.png")) == 130
     assert capsys.readouterr().err.strip() == ""
-
-
-def test_labels_as_people_write_them() -> None:
-    assert parse_labels(["cat, remote control", "dog,cat"]) == ["cat", "remote control", "dog"]
-    assert parse_labels(['"a, b", c']) == ["a, b", "c"]
-    assert parse_labels(["cat\ndog\n"]) == ["cat", "dog"]
-    for text in ("cat,", " ", '""', "cat, ,dog"):
-        with pytest.raises(UserError):
-            parse_labels([text])
 
 
 @pytest.mark.parametrize(("labels", "caption"), [(None, None), (["cat"], "a cat")])

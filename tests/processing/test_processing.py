@@ -25,9 +25,9 @@ from transformers import AutoProcessor
 from hf_grounding_dino.data.tokenizer import build_tokenizer
 from hf_grounding_dino.models.detector import GroundingDinoObjectDetectionOutput
 from hf_grounding_dino.processing.image_processing_grounding_dino import GroundingDinoImageProcessor
-from hf_grounding_dino.processing.post_processing import _say_once
 from hf_grounding_dino.processing.processing_grounding_dino import GroundingDinoProcessor
 from hf_grounding_dino.processing.prompts import encode_labels, kept_prompts
+from hf_grounding_dino.utils.printable import warn_once
 from label_texts import is_label
 
 TOKENIZER = build_tokenizer(["cat", "dog", "remote", "control", "container", "the", "red", "bus", "a"])
@@ -320,7 +320,7 @@ def test_what_is_not_finite_is_told_once(
     for value in (torch.nan, torch.inf):
         getattr(outputs, part)[0, 0, 1] = value
         for read in readings:
-            _say_once.cache_clear()
+            warn_once.cache_clear()
             caplog.clear()
             read(outputs)
             read(outputs)

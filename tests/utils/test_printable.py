@@ -12,8 +12,7 @@ from PIL import Image
 
 from hf_grounding_dino.cli.main import main
 from hf_grounding_dino.training.progress import Progress
-from hf_grounding_dino.utils import hub as offline_fallback
-from hf_grounding_dino.utils.printable import printable, printable_lines
+from hf_grounding_dino.utils.printable import printable, printable_lines, warn_once
 from training.runs import write_model
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egnp\u2066\x7f\x08"
@@ -102,5 +101,5 @@ def test_nor_do_the_lines_of_a_run_and_of_logs(
     progress.enabled = True
     progress.say(f"step 1, {EVIL}/AP 0.5\n")
     with caplog.at_level(logging.WARNING):
-        offline_fallback._say_once(f"x/{EVIL}: cannot be reached")
+        warn_once(logging.getLogger(__name__), f"x/{EVIL}: cannot be reached")
     assert not STEERING.search(capsys.readouterr().out + caplog.text)

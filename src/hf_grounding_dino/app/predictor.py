@@ -5,7 +5,6 @@ Nothing here remembers anything: an `Answer` is all that is known of one visitor
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from ..inference.drawing import Detection, certainty, draw_detections, scaled
 from ..processing.defaults import PostProcessing
 from ..processing.image_processing_grounding_dino import read_images
-from ..processing.prompts import PromptText
+from ..processing.prompts import PromptText, parse_labels
 from ..utils.image_files import open_image
 
 Kind = Literal["Labels", "Sentence"]
@@ -152,11 +151,10 @@ def words_of(kind: Kind, text: str) -> Words:
         if not text:
             raise ValueError("No sentence yet: write what to look for, such as: a red square and a cyan star.")
         return text
-    labels = (label.strip() for row in csv.reader(text.splitlines(), skipinitialspace=True) for label in row)
-    unique = tuple(dict.fromkeys(label for label in labels if label))
-    if not unique:
-        raise ValueError("No labels yet: write what to look for, such as: red square, cyan star.")
-    return unique
+    try:
+        return tuple(parse_labels([text], skip_empty=True))
+    except ValueError:
+        raise ValueError("No labels yet: write what to look for, such as: red square, cyan star.") from None
 
 
 def read_upload(path: str) -> Image.Image:

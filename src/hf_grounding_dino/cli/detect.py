@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -303,44 +302,15 @@ def requested_labels(texts: Sequence[str]) -> list[str]:
     Raises:
         UserError: a list or a file that cannot be read, or no label.
     """
-    labels: dict[str, None] = {}
-    for text in texts:
-        labels.update(dict.fromkeys(_labels_in(Path(text[1:])) if text.startswith("@") else parse_labels([text])))
-    return list(labels)
+    from hf_grounding_dino.processing.prompts import parse_labels, read_labels
 
-
-def _labels_in(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        each = [read_labels(Path(text[1:])) if text.startswith("@") else parse_labels([text]) for text in texts]
+        return list(dict.fromkeys(label for labels in each for label in labels))
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text with a label a line") from error
-    labels = [line.strip() for line in lines if line.strip()]
-    if not labels:
-        raise UserError(f"{path}: no labels")
-    return labels
-
-
-def parse_labels(texts: Iterable[str]) -> list[str]:
-    """The labels in comma-separated lists, each once; a label in double quotes may hold a comma.
-
-    Raises:
-        UserError: a list that cannot be read, an empty label, or no label.
-    """
-    labels: dict[str, None] = {}
-    for text in texts:
-        try:
-            rows = list(csv.reader(text.splitlines(), skipinitialspace=True))
-        except csv.Error as error:
-            raise UserError(f"the labels {text!r} cannot be read: {error}") from error
-        for label in (label.strip() for row in rows for label in row):
-            if not label:
-                raise UserError(f"an empty label in {text!r}")
-            labels[label] = None
-    if not labels:
-        raise UserError("no labels: give at least one label to look for")
-    return list(labels)
+        raise UserError(f"{error.filename}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(error) from error
 
 
 def _threshold(arguments: argparse.Namespace, model: str, prompt: PromptText) -> float | Thresholds:

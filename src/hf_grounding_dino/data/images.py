@@ -9,6 +9,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..processing.image_processing_grounding_dino import read_images, upright, why_unreadable
 from ..utils.image_files import MOST_BYTES, URL_SCHEMES, fetch, open_image
+from ..utils.printable import one_line
 from .records import ImageSource
 
 _ARCHIVES: Final = ("zip", "tar", "gzip", "bz2", "xz", "zstd")
@@ -53,7 +54,7 @@ def remote_content(address: str, *, allow_local: bool = False) -> bytes:
         with fsspec.open(address, "rb") as file:
             content: bytes = file.read(MOST_BYTES + 1)
     except Exception as error:  # the file systems have no error in common
-        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+        raise ValueError(one_line(error)) from error
     if len(content) > MOST_BYTES:
         raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
     return content

@@ -35,6 +35,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 
 from ..utils.image_files import URL_SCHEMES, fetch, open_image
+from ..utils.printable import one_line
 
 ResizeRule = Literal["transformers", "original"]
 Size = tuple[int, int]
@@ -85,7 +86,7 @@ def why_unreadable(error: Exception) -> str:
     """What a decoder has raised, in words: what only its author understands is called damage."""
     if isinstance(error, MemoryError):
         return "there is not enough memory for its pixels"
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = one_line(error)
     return text if isinstance(error, _CLEAR_ERRORS) else f"it is damaged ({text})"
 
 

@@ -7,7 +7,6 @@ Shapes: `Q` queries, `T` text tokens, `P` phrases, `K` detections.
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -17,11 +16,16 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, box_convert
 
+from ..utils.printable import warn_once
 from .prompts import EncodedPrompt, caption_words, phrase_scores
 
 logger = logging.getLogger(__name__)
 
 Detections = dict[str, Any]
+_NOT_FINITE = (
+    "the model gives scores or boxes that are not finite, which are not found: its weights are broken, or too large for"
+    " this dtype"
+)
 
 
 def warn_of_broken(outputs: Any) -> None:
@@ -32,13 +36,7 @@ def warn_of_broken(outputs: Any) -> None:
     """
     extremes = [values.float().amax() for values in (outputs.logits, outputs.pred_boxes) if values.numel()]
     if extremes and not (torch.stack(extremes) < torch.inf).all():  # NaN is not
-        _say_once("the model gives scores or boxes that are not finite, which are not found: its weights are broken, or"
-                  " too large for this dtype")  # fmt: skip
-
-
-@functools.cache
-def _say_once(line: str) -> None:
-    logger.warning(line)
+        warn_once(logger, _NOT_FINITE)
 
 
 def image_sizes(target_sizes: Any, num_images: int, device: torch.device) -> list[Tensor | None]:

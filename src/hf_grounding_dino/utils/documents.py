@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from .printable import one_line
+
 ObjectHook = Callable[[dict[str, Any]], Any]
 MOST_DEPTH = 100
 """Collections of YAML inside one another, by aliases too."""
@@ -54,7 +56,7 @@ def load_yaml(text: str | bytes) -> Any:
             raise ValueError(f"its aliases stand for more than {MOST_NODES:,} values, or nest too deeply")
         return loader.construct_document(node)
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:  # such as !!bool maybe
-        raise ValueError(" ".join(str(error).split())) from None
+        raise ValueError(one_line(error)) from None
 
 
 class _Loader(yaml.SafeLoader):

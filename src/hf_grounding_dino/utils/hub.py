@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -13,7 +12,7 @@ from weakref import WeakKeyDictionary
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 from transformers import PreTrainedModel
 
-from .printable import printable
+from .printable import warn_once
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +48,7 @@ def offline_fallback(name: str) -> Iterator[bool]:
         yield False
         return
     yield True
-    _say_once(f"{name}: {constants.ENDPOINT} cannot be reached ({problem}): what is in the cache is used")
+    warn_once(logger, f"{name}: {constants.ENDPOINT} cannot be reached ({problem}): what is in the cache is used")
 
 
 def _what_keeps_from(name: str) -> str | None:
@@ -60,8 +59,3 @@ def _what_keeps_from(name: str) -> str | None:
         kinds = {kind.__name__ for kind in type(error).__mro__}
         return str(error) or type(error).__name__ if kinds & _UNREACHED else None
     return None
-
-
-@functools.cache
-def _say_once(line: str) -> None:
-    logger.warning(printable(line))

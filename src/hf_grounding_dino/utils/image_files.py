@@ -22,6 +22,8 @@ from urllib.parse import urljoin
 
 from PIL import Image
 
+from .printable import one_line
+
 IMAGE_FORMATS: Final[tuple[str, ...]] = (
     "JPEG",
     "MPO",
@@ -96,7 +98,7 @@ def fetch(url: str, seconds: float | None = None, *, public: bool = False) -> by
 def _reason(error: Exception) -> str:
     if isinstance(error, IncompleteRead):
         return "the transfer was cut off"
-    text = " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
+    text = one_line(error)[:_LONGEST_REASON]
     bad_answer = isinstance(error, HTTPException) and not isinstance(error, InvalidURL)
     return f"the answer is no HTTP ({text})" if bad_answer else text
 

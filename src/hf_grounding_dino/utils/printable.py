@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import re
 
 # C0 and C1 controls (escape sequences begin with one of them), line and paragraph separators, and what turns the
@@ -17,3 +19,14 @@ def printable(text: object) -> str:
 def printable_lines(text: str) -> str:
     """As `printable`, of a text of several lines, whose ends stay."""
     return "\n".join(map(printable, text.split("\n")))
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line; where it says nothing, its kind."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@functools.cache
+def warn_once(logger: logging.Logger, line: str) -> None:
+    """Log a warning, as `printable`, the first time that it is given."""
+    logger.warning(printable(line))

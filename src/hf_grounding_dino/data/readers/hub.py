@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from datasets.distributed import split_dataset_by_node
 from PIL import Image
 
+from ...utils.printable import one_line
 from ..findings import FindingLog, Tally
 from ..images import remote_content
 from ..index import IndexBuilder, RecordIndex
@@ -223,8 +224,7 @@ def _load(entry: SourceEntry) -> _Data:
     except DataError:
         raise
     except _LOADING_ERRORS as error:
-        reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
-        raise DataError(f"{entry.annotations}: cannot be loaded ({reason})") from error
+        raise DataError(f"{entry.annotations}: cannot be loaded ({one_line(error.__cause__ or error)})") from error
 
 
 def _first_row(data: _Data, entry: SourceEntry) -> Mapping[str, Any]:
@@ -234,7 +234,7 @@ def _first_row(data: _Data, entry: SourceEntry) -> Mapping[str, Any]:
     try:
         row = next(iter(data.take(1)), None)
     except _LOADING_ERRORS as error:
-        raise DataError(f"{entry.annotations}: cannot be read ({' '.join(str(error).split())})") from error
+        raise DataError(f"{entry.annotations}: cannot be read ({one_line(error)})") from error
     if row is None:
         raise DataError(f"{entry.annotations}: has no rows")
     return dict(row)
