@@ -6,12 +6,9 @@ import contextlib
 import importlib
 import importlib.util
 import io
-import os
 import re
 import shlex
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,8 +29,7 @@ _NUMBER = re.compile(r"-?\d+\.\d+|\d+")
 class Snippet(NamedTuple):
     """A fenced piece of a page.
 
-    note: what a comment right before it says: "not run: REASON", "needs: PACKAGE", "run with: OPTIONS",
-        "by itself: REASON" for Python that gets a process of its own, or nothing.
+    note: what a comment right before it says: "not run: REASON", "needs: PACKAGE", "run with: OPTIONS", or nothing.
     title: of a file to be written under that name, or "output", what the piece before it prints.
     """
 
@@ -107,8 +103,6 @@ class Reader:
         elif snippet.title:
             Path(snippet.title).parent.mkdir(parents=True, exist_ok=True)
             Path(snippet.title).write_text(snippet.code, encoding="utf-8")
-        elif snippet.noted("by itself") is not None:
-            self.printed = _apart(snippet)
         elif snippet.language == "python":
             with contextlib.redirect_stdout(io.StringIO()) as printed:
                 exec(compile(snippet.code, snippet.where, "exec"), self.names)
@@ -130,19 +124,6 @@ class Reader:
             if variables:
                 forget_decisions()
             self.printed = printed.getvalue()
-
-
-def _apart(snippet: Snippet) -> str:
-    blocked = "import pytest, snippets; snippets.block_network(pytest.MonkeyPatch())\n"
-    done = subprocess.run(
-        [sys.executable, "-c", blocked + snippet.code],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def assert_alike(printed: str, expected: str) -> None:

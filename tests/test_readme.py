@@ -45,14 +45,10 @@ def test_commands_have_their_options(snippet: Snippet, monkeypatch: pytest.Monke
     check_unrun(snippet, monkeypatch)
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!https?:)([^)#]+)\)", README))))
-def test_links_resolve(target: str) -> None:
-    assert (ROOT / target).exists()
-
-
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"`make (\w+)`", README))))
-def test_make_targets_exist(target: str) -> None:
-    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"`make ([\w-]+)`", README):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
 def test_badges_say_what_pyproject_says() -> None:
