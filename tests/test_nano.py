@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,10 +15,10 @@ from hf_grounding_dino import GroundingDinoForObjectDetection, GroundingDinoProc
 from hf_grounding_dino.assets import DEMO_IMAGE, DEMO_LABELS, NANO
 from hf_grounding_dino.cli.detect import load_detector
 from hf_grounding_dino.data.shapes import ShapesDataset
-from hf_grounding_dino.evaluation.assembly import Wishes, benchmark_tasks
 from hf_grounding_dino.evaluation.benchmarks import SHAPES
-from hf_grounding_dino.evaluation.predictions import PredictionStore
-from hf_grounding_dino.evaluation.runner import predict, score
+from hf_grounding_dino.evaluation.datasets import benchmark_tasks
+from hf_grounding_dino.evaluation.runner import evaluate
+from hf_grounding_dino.inference.predictor import Predictor
 from tiny import sound_stock
 
 LARGEST_BYTES = 12_000_000
@@ -49,15 +48,10 @@ def test_it_finds_all_of_the_demo_picture() -> None:
     assert sorted(detection["label"] for detection in found) == sorted(DEMO_LABELS)
 
 
-def test_it_scores_what_it_must(
-    model: GroundingDinoForObjectDetection, processor: GroundingDinoProcessor, tmp_path: Path
-) -> None:
+def test_it_scores_what_it_must(model: GroundingDinoForObjectDetection, processor: GroundingDinoProcessor) -> None:
     """A tenth of the scenes of the model card's scores, so with wider margins."""
-    scores = {}
-    for task in benchmark_tasks(SHAPES, None, Wishes()):
-        store = PredictionStore(tmp_path / task.name)
-        predict(task.first(50), model, processor, store, batch_size=8, progress=False)
-        scores[task.name] = score(task.first(50), store).numbers
+    predictor = Predictor(model, processor, batch_size=8)
+    scores = {task.name: evaluate(task.first(50), predictor, progress=False) for task in benchmark_tasks(SHAPES, None)}
     assert scores["shapes_seen"]["AP50"] >= 0.9
     assert scores["shapes_unseen"]["novel_AP50"] >= 0.85
     assert scores["shapes_referring"]["P@1"] >= 0.75

@@ -12,7 +12,7 @@ from PIL import Image
 from hf_grounding_dino.cli import PROGRAM
 from hf_grounding_dino.cli.main import main
 from hf_grounding_dino.data.records import DataError
-from hf_grounding_dino.evaluation.sentence_files import caption_cases, expression_cases
+from hf_grounding_dino.evaluation.sentence_files import caption_samples, expression_samples
 from training.runs import write_model
 
 OUT = "leads out of the folder of the images, images"
@@ -143,12 +143,12 @@ def test_nothing_is_asked_about_it(layout: str, here: Path, capsys: pytest.Captu
     assert not Path("out").exists()
 
 
-@pytest.mark.parametrize("cases", [caption_cases, expression_cases])
-def test_captions_and_expressions(cases: Any, here: Path) -> None:
+@pytest.mark.parametrize("read", [caption_samples, expression_samples])
+def test_captions_and_expressions(read: Any, here: Path) -> None:
     """Flickr30k Entities, RefCOCO and their kin, as the benchmarks read them."""
     write_mdetr("../secret.png")
     with pytest.raises(DataError, match=f"set.json: the name '../secret.png' {OUT}"):
-        cases(Path("set.json"), Path("images"))
+        read(Path("set.json"), Path("images"))
 
 
 @pytest.mark.parametrize("layout", WRITERS)

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from hf_grounding_dino.data.shapes import ShapeObject, generate_scene
-from hf_grounding_dino.evaluation.benchmarks import Benchmark, Split, find_benchmark
-from hf_grounding_dino.evaluation.odinw import ODINW_13
-from hf_grounding_dino.evaluation.open_vocabulary import BASE_NAMES, NOVEL_NAMES
+from hf_grounding_dino.evaluation.benchmarks import Benchmark, Split, find_benchmark, odinw_sets
+from hf_grounding_dino.evaluation.metrics.base import ScoredBoxes
+from hf_grounding_dino.evaluation.metrics.coco import BASE_NAMES, NOVEL_NAMES
 from hf_grounding_dino.evaluation.predictions import PredictionStore
-from hf_grounding_dino.evaluation.sets import CaseTask
-from hf_grounding_dino.evaluation.tasks import Answer
+from hf_grounding_dino.evaluation.tasks import Task
 
 COUNT = 3
 NAMES = ("red_circle", "blue (ring)", "green square")
@@ -26,9 +25,8 @@ def write_root(name: str, root: Path) -> Path:
     """Lay out the files of a benchmark."""
     benchmark = find_benchmark(name)
     if name == "odinw13":
-        for one in ODINW_13:
-            folder = root / one.folder
-            _save(folder / one.annotations, coco(folder / one.images, 1))
+        for one in odinw_sets(name):
+            _save(root / one.annotations[0], coco(root / one.images[0], 1))
     for split in benchmark.splits:
         _save(root / split.annotations[0], _document(benchmark, split, root))
     return root
@@ -50,23 +48,23 @@ def coco(folder: Path, count: int = COUNT, names: Sequence[str] = NAMES) -> Json
     return document
 
 
-def true_answers(task: CaseTask) -> dict[Any, Answer]:
-    """What is there, as answers."""
+def truth_as_predictions(task: Task) -> dict[Any, ScoredBoxes]:
+    """What is there, as predictions."""
     answers = {}
     for case in task:
         boxes = np.asarray(case.reference["boxes"], np.float32).reshape(-1, 4)
         labels = np.asarray(case.reference.get("labels", np.zeros(len(boxes))), np.int64)
-        answers[case.case_id] = Answer(boxes, np.ones(len(boxes), np.float32), labels)
+        answers[case.sample_id] = ScoredBoxes(boxes, np.ones(len(boxes), np.float32), labels)
     return answers
 
 
-def write_answers(folder: Path, answers: Mapping[Any, Answer]) -> PredictionStore:
-    """Answers as a run leaves them."""
+def write_predictions(folder: Path, answers: Mapping[Any, ScoredBoxes]) -> PredictionStore:
+    """Predictions as a run leaves them."""
     store = PredictionStore(folder)
     store.begin({"made": "by hand"})
     with store.writer() as writer:
-        for case_id, answer in answers.items():
-            writer.add(case_id, answer)
+        for sample_id, answer in answers.items():
+            writer.add(sample_id, answer)
     return store
 
 

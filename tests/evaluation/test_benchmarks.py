@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from hf_grounding_dino.data.records import DataError
-from hf_grounding_dino.evaluation.benchmarks import BENCHMARKS, Benchmark, find_benchmark
-from hf_grounding_dino.evaluation.odinw import ODINW_13, ODINW_35
+from hf_grounding_dino.evaluation.benchmarks import BENCHMARKS, Benchmark, find_benchmark, odinw_mean, odinw_sets
 
 WITH_SPLITS = [benchmark for benchmark in BENCHMARKS if benchmark.splits]
 
@@ -43,17 +42,55 @@ def test_files_are_found_in_the_root_and_in_each_home(benchmark: Benchmark, last
             assert part.images.is_dir() and part.images.is_relative_to(root / home)
 
 
-@pytest.mark.parametrize(("name", "sets"), [("odinw13", ODINW_13), ("odinw35", ODINW_35)])
-def test_odinw_has_a_part_for_each_set(name: str, sets: tuple[object, ...], tmp_path: Path) -> None:
-    """Rabbits are called by another name than in the file; potholes in ODinW-35 only."""
-    for one in ODINW_35:
-        touch(tmp_path / "odinw" / one.folder / one.annotations)
-        (tmp_path / "odinw" / one.folder / one.images).mkdir(exist_ok=True)
-    parts = {part.name: part for part in find_benchmark(name).parts(tmp_path)}
-    assert len(parts) == len(sets)
-    assert parts["Aquarium"].options["prompts"] == {}
-    assert [prompt.text for prompt in parts["CottontailRabbits"].options["prompts"].values()] == ["rabbit"]
-    assert bool(parts["pothole"].options["prompts"]) == (name == "odinw35")
+def test_odinw_has_a_part_for_each_set(tmp_path: Path) -> None:
+    """13 of 35 sets; rabbits are called by another name than in the file; potholes in ODinW-35 only."""
+    every = odinw_sets("odinw35")
+    assert len(every) == 35 == len({split.name for split in every}) == len({split.annotations for split in every})
+    for split in every:
+        touch(tmp_path / "odinw" / split.annotations[0])
+        (tmp_path / "odinw" / split.images[0]).mkdir(parents=True, exist_ok=True)
+    for name, count in (("odinw13", 13), ("odinw35", 35)):
+        parts = {part.name: part for part in find_benchmark(name).parts(tmp_path)}
+        assert len(parts) == count
+        assert parts["Aquarium"].options["prompts"] == {}
+        assert [prompt.text for prompt in parts["CottontailRabbits"].options["prompts"].values()] == ["rabbit"]
+        assert bool(parts["pothole"].options["prompts"]) == (name == "odinw35")
+
+
+def test_the_name_within_a_prompt() -> None:
+    """The words before it, with the space, are 15 characters, and the name is 5; chess pieces are renamed."""
+    sets = {split.name: split for split in odinw_sets("odinw35")}
+    prompt = sets["pothole"].options["prompts"][1]
+    assert (prompt.text, prompt.span) == ("there are some holes on the road", (15, 20))
+    names = [sets["ChessPieces"].options["prompts"][i].name for i in range(1, 14)]
+    assert names[:3] == ["", "black bishop", "black king"] and names[12] == "white rook"
+
+
+SETS = [split.name for split in odinw_sets("odinw13")]
+
+
+def test_odinw_mean() -> None:
+    """12 sets of 0.5 and one of 0.24: (6 + 0.24) / 13 = 0.48."""
+    scores = dict.fromkeys(SETS, 0.5)
+    assert odinw_mean(scores | {"pistols": 0.24}, SETS) == pytest.approx(0.48)
+    for wrong, message in (
+        ({"pistols": 53.3}, r"not pistols 53\.3"),
+        ({"pistols": float("nan")}, "not pistols nan"),
+        ({"dice": 0.1}, "benchmark of 13: dice"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            odinw_mean(scores | wrong, SETS)
+
+
+def test_a_missing_set_is_named() -> None:
+    scores = dict.fromkeys(SETS, 0.5) | {"pothole": -1.0}
+    del scores["Raccoon"]
+    with pytest.raises(ValueError, match="2 of 13 sets of ODinW have no score: pothole, Raccoon"):
+        odinw_mean(scores, SETS)
+    with pytest.warns(UserWarning, match="pothole, Raccoon"):
+        assert odinw_mean(scores, SETS, partial=True) == 0.5
+    with pytest.raises(ValueError, match="13 of 13"):
+        odinw_mean({}, SETS, partial=True)
 
 
 def test_the_validation_splits_share_a_file(tmp_path: Path) -> None:
@@ -83,7 +120,7 @@ def test_a_missing_file_is_named_with_the_root_and_its_source(benchmark: Benchma
     for position, missing in enumerate(wanted):
         with pytest.raises(DataError) as error:
             benchmark.parts(tmp_path)
-        assert str(error.value).startswith(f"{tmp_path}: {benchmark.title} needs {missing}, which is not there")
+        assert str(error.value).startswith(f"{tmp_path}: {benchmark.title} needs {missing}, which does not exist")
         assert benchmark.source in str(error.value) and "\n" not in str(error.value)
         if position == 0:
             touch(tmp_path / missing)
@@ -93,7 +130,9 @@ def test_a_missing_file_is_named_with_the_root_and_its_source(benchmark: Benchma
 
 
 def test_a_missing_root_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere: no such folder; COCO val2017 is to be had at https://cocodataset"):
+    with pytest.raises(
+        DataError, match=r"nowhere: no such folder; COCO val2017 can be downloaded from https://cocodataset"
+    ):
         find_benchmark("coco").parts(tmp_path / "nowhere")
 
 

@@ -12,19 +12,18 @@ import pytest
 
 from hf_grounding_dino.data.records import DataError
 from hf_grounding_dino.evaluation import predictions
-from hf_grounding_dino.evaluation.predictions import PredictionStore, Unreadable
-from hf_grounding_dino.evaluation.results_json import ResultsFile, write_results
-from hf_grounding_dino.evaluation.tasks import Answer
+from hf_grounding_dino.evaluation.metrics.base import ScoredBoxes
+from hf_grounding_dino.evaluation.predictions import PredictionStore, ResultsFile, Unreadable, write_results
 
 
-def answer(seed: int, count: int = 3) -> Answer:
+def answer(seed: int, count: int = 3) -> ScoredBoxes:
     rng = np.random.default_rng(seed)
     corners = rng.random((count, 4), dtype=np.float32)
     corners[:, 2:] += corners[:, :2]
-    return Answer(corners, -np.sort(-rng.random(count, dtype=np.float32)), rng.integers(0, 90, count))
+    return ScoredBoxes(corners, -np.sort(-rng.random(count, dtype=np.float32)), rng.integers(0, 90, count))
 
 
-def assert_same(one: Answer, other: Answer) -> None:
+def assert_same(one: ScoredBoxes, other: ScoredBoxes) -> None:
     for left, right in zip(one, other, strict=True):
         assert left.dtype == right.dtype and left.shape == right.shape
         assert np.array_equal(left, right)
@@ -35,18 +34,24 @@ def assert_same(one: Answer, other: Answer) -> None:
 
 def test_answers_come_back_bit_by_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes, files of two cases; 7 and "7" are two cases; an answer may be empty."""
-    monkeypatch.setattr(predictions, "CASES_A_FILE", 2)
+    monkeypatch.setattr(predictions, "SAMPLES_A_FILE", 2)
     store = PredictionStore(tmp_path / "new")
     store.begin({"task": "a"})
-    given: dict[Any, Answer] = {7: answer(0), "7": answer(1), 8: answer(2, 0), "x/y.jpg": answer(3, 9000), 9: answer(4)}
+    given: dict[Any, ScoredBoxes] = {
+        7: answer(0),
+        "7": answer(1),
+        8: answer(2, 0),
+        "x/y.jpg": answer(3, 9000),
+        9: answer(4),
+    }
     with store.writer(0) as first, store.writer(1) as second:
-        for i, (case_id, one) in enumerate(given.items()):
-            (first, second)[i % 2].add(case_id, one)
+        for i, (sample_id, one) in enumerate(given.items()):
+            (first, second)[i % 2].add(sample_id, one)
     assert store.done() == set(given)
-    found = dict(store.answers())
+    found = dict(store)
     assert set(found) == set(given)
-    for case_id, one in given.items():
-        assert_same(found[case_id], one)
+    for sample_id, one in given.items():
+        assert_same(found[sample_id], one)
     assert sorted(file.name for file in store.folder.glob("*.parquet")) == [
         "part-0000-000000.parquet", "part-0000-000001.parquet", "part-0001-000000.parquet",
     ]  # fmt: skip
@@ -108,8 +113,8 @@ def test_each_case_comes_once(tmp_path: Path) -> None:
     for rank in range(2):
         with store.writer(rank) as writer:
             writer.add(5, answer(rank))
-    ((case_id, found),) = store.answers()
-    assert case_id == 5
+    ((sample_id, found),) = store
+    assert sample_id == 5
     assert_same(found, answer(0))
 
 
@@ -131,8 +136,8 @@ def test_what_was_read_later_counts_whichever_file_comes_first(tmp_path: Path, r
         with store.writer(rank) as writer:
             writer.add(2, given, reason)
     assert store.unreadable() == []
-    ((case_id, found),) = store.answers()
-    assert case_id == 2
+    ((sample_id, found),) = store
+    assert sample_id == 2
     assert_same(found, answer(1))
 
 
@@ -186,11 +191,11 @@ def test_results_of_any_tool(tmp_path: Path) -> None:
     ]
     file = ResultsFile(results(tmp_path, rows))
     assert len(file) == 3 and file.done() == {4, "a"} and file.empty_if_absent
-    first, second = file
-    assert (first["image_id"], second["image_id"]) == (4, "a")
-    assert first["scores"].tolist() == [0.5, 0.25] and first["labels"].tolist() == [7, 2]
-    assert first["boxes"].tolist() == [[1, 2, 4.5, 6]] * 2
-    assert second["scores"].tolist() == [-2]
+    (one, first), (other, second) = file
+    assert (one, other) == (4, "a")
+    assert first.scores.tolist() == [0.5, 0.25] and first.labels.tolist() == [7, 2]
+    assert first.boxes.tolist() == [[1, 2, 4.5, 6]] * 2
+    assert second.scores.tolist() == [-2]
     assert list(ResultsFile(results(tmp_path, []))) == []
 
 
@@ -198,13 +203,13 @@ def test_written_results_are_read_again(tmp_path: Path) -> None:
     """Scores exactly; boxes up to the rounding of x + width in float64."""
     given = {4: answer(1), "a": answer(2), 5: answer(3, 0)}
     path = tmp_path / "deep" / "out.json"
-    assert write_results(path, (one.as_prediction(case_id) for case_id, one in given.items())) == 6
-    found = {one["image_id"]: one for one in ResultsFile(path)}
+    assert write_results(path, given.items()) == 6
+    found = dict(ResultsFile(path))
     assert set(found) == {4, "a"}
-    for case_id, one in found.items():
-        assert np.array_equal(one["scores"].astype(np.float32), given[case_id].scores)
-        assert np.array_equal(one["labels"], given[case_id].labels)
-        np.testing.assert_allclose(one["boxes"], given[case_id].boxes, atol=1e-12)
+    for sample_id, one in found.items():
+        assert np.array_equal(one.scores.astype(np.float32), given[sample_id].scores)
+        assert np.array_equal(one.labels, given[sample_id].labels)
+        np.testing.assert_allclose(one.boxes, given[sample_id].boxes, atol=1e-12)
     assert not list(path.parent.glob("*.unfinished"))
 
 

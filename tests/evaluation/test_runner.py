@@ -1,11 +1,12 @@
-"""Asking all cases: once each, on any number of processes, cut off or not; and scoring what was answered."""
+"""Running a model over all samples: once each, on any number of processes, interrupted or not; and scoring."""
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,29 @@ import pytest
 import torch
 from accelerate import PartialState, debug_launcher
 from accelerate.state import AcceleratorState
-from PIL import Image
 
 import tiny
+from evaluation.roots import truth_as_predictions, write_predictions
 from hf_grounding_dino import GroundingDinoImageProcessor, GroundingDinoProcessor
 from hf_grounding_dino.data.records import DataError
 from hf_grounding_dino.data.shapes import CATEGORIES, write_coco
 from hf_grounding_dino.data.tokenizer import build_tokenizer
-from hf_grounding_dino.evaluation.askers import LabelAsker
-from hf_grounding_dino.evaluation.predictions import PredictionStore
-from hf_grounding_dino.evaluation.results_json import ResultsFile, write_results
-from hf_grounding_dino.evaluation.runner import answers, predict, protocol_of, score
-from hf_grounding_dino.evaluation.sets import DetectionTask
-from hf_grounding_dino.evaluation.tasks import Answer, Case
-from hf_grounding_dino.evaluation.truth import read_truth
+from hf_grounding_dino.evaluation.datasets import annotations_task
+from hf_grounding_dino.evaluation.ground_truth import prompt_names, read_annotations
+from hf_grounding_dino.evaluation.metrics.base import ScoredBoxes
+from hf_grounding_dino.evaluation.metrics.coco import CocoDetection
+from hf_grounding_dino.evaluation.predictions import PredictionStore, ResultsFile, write_results
+from hf_grounding_dino.evaluation.prompting import LabelPrompting
+from hf_grounding_dino.evaluation.runner import (
+    RunFacts,
+    evaluate,
+    predict,
+    protocol_of,
+    samples_with_predictions,
+    score,
+)
+from hf_grounding_dino.evaluation.tasks import Sample, Task
+from hf_grounding_dino.inference.predictor import Predictor
 
 
 @pytest.fixture(scope="module")
@@ -48,33 +58,61 @@ def model() -> Any:
     return tiny.tiny_model(d_model=64, max_text_len=64)
 
 
-def task_of(data: Path, images: Path | None = None, **options: Any) -> DetectionTask:
-    return DetectionTask.from_truth(read_truth(data, images or data.parent / "images"), name="shapes", **options)
+def task_of(data: Path, images: Path | None = None, prompting: Any = None) -> Task:
+    file = read_annotations(data, images or data.parent / "images")
+    labels = [category.id for category in file.categories]
+    prompting = prompting or LabelPrompting(labels=prompt_names(file.categories))
+    return annotations_task(file, "shapes", prompting, functools.partial(CocoDetection, labels))
+
+
+def run(task: Task, model: Any, processor: Any, store: PredictionStore, batch_size: int = 1) -> RunFacts:
+    return predict(task, Predictor(model, processor, batch_size=batch_size, readers=2), store, progress=False)
+
+
+@dataclass(frozen=True, eq=False)
+class PerfectPrompt:
+    """Finds what is there."""
+
+    owner: Perfect
+    sample: Sample
+
+    @classmethod
+    def find(cls, model: Any, processor: Any, encoded: Any, sizes: Any, prompts: Sequence[PerfectPrompt]) -> Any:
+        owner = prompts[0].owner
+        if len(prompts) > owner.memory:
+            raise torch.OutOfMemoryError("too many")
+        if len(owner.seen) == owner.fails_at:
+            raise KeyboardInterrupt
+        assert not model.training
+        owner.seen += [prompt.sample.sample_id for prompt in prompts]
+        owner.batches.append(len(prompts))
+        truths = [prompt.sample.reference for prompt in prompts]
+        return [
+            {
+                "boxes": torch.from_numpy(truth["boxes"]),
+                "scores": torch.ones(len(truth["boxes"])),
+                "labels": torch.from_numpy(truth["labels"]),
+            }
+            for truth in truths
+        ]
 
 
 class Perfect:
-    """Finds what is there, without a model; notes the cases, and fails where it is told to."""
+    """Finds what is there; notes the samples, and fails where it is told to."""
 
-    protocol: dict[str, Any] = {"asker": "perfect"}
+    protocol: dict[str, Any] = {"prompting": "perfect"}
+    labels_of_all = ()
 
     def __init__(self, fails_at: int | None = None, memory: int = 99) -> None:
         self.fails_at, self.memory = fails_at, memory
         self.seen: list[Any] = []
         self.batches: list[int] = []
 
-    def __call__(self, model: Any, processor: Any, images: Sequence[Image.Image], cases: Sequence[Case]) -> Any:
-        if len(cases) > self.memory:
-            raise torch.OutOfMemoryError("too many")
-        if len(self.seen) == self.fails_at:
-            raise KeyboardInterrupt
-        assert not model.training
-        self.seen += [case.case_id for case in cases]
-        self.batches.append(len(cases))
-        return [
-            Answer(case.reference["boxes"].astype(np.float32), np.ones(len(case.reference["boxes"]), np.float32),
-                   case.reference["labels"])
-            for case in cases
-        ]  # fmt: skip
+    def prompt(self, sample: Sample) -> PerfectPrompt:
+        return PerfectPrompt(self, sample)
+
+    def category_ids(self, sample: Sample) -> None:
+        return None
 
 
 def changed(model: Any) -> Any:
@@ -84,14 +122,14 @@ def changed(model: Any) -> Any:
     return other
 
 
-def stored(folder: Path) -> dict[Any, Answer]:
-    return dict(PredictionStore(folder).answers())
+def stored(folder: Path) -> dict[Any, ScoredBoxes]:
+    return dict(PredictionStore(folder))
 
 
-def assert_same(one: dict[Any, Answer], other: dict[Any, Answer]) -> None:
+def assert_same(one: dict[Any, ScoredBoxes], other: dict[Any, ScoredBoxes]) -> None:
     assert set(one) == set(other)
-    for case_id, answer in one.items():
-        for left, right in zip(answer, other[case_id], strict=True):
+    for sample_id, answer in one.items():
+        for left, right in zip(answer, other[sample_id], strict=True):
             assert np.array_equal(left, right)
 
 
@@ -99,15 +137,15 @@ def assert_same(one: dict[Any, Answer], other: dict[Any, Answer]) -> None:
 
 
 def test_truth_as_answers_scores_one(data: Path, model: Any, processor: Any, tmp_path: Path) -> None:
-    """Law 18; and a batch of 2 of 5 pictures, opened by 3 threads, keeps them in order."""
-    ask = Perfect()
-    task, store = task_of(data, ask=ask), PredictionStore(tmp_path)
-    run = predict(task, model, processor, store, batch_size=2, num_workers=3, progress=False)
-    assert (run.cases, run.asked, run.unreadable, run.processes) == (5, 5, (), 1)
-    assert run.per_second is not None and run.per_second > 0 and run.device == "cpu, float32"
-    assert ask.seen == list(task.case_ids) and ask.batches == [2, 2, 1]
+    """Law 18; and 5 images in batches of 2."""
+    prompting = Perfect()
+    task, store = task_of(data, prompting=prompting), PredictionStore(tmp_path)
+    facts = run(task, model, processor, store, batch_size=2)
+    assert (facts.samples, facts.asked, facts.unreadable, facts.processes) == (5, 5, (), 1)
+    assert facts.per_second is not None and facts.per_second > 0 and facts.device == "cpu, float32"
+    assert set(prompting.seen) == set(task.sample_ids) and prompting.batches == [2, 2, 1]
     scores = score(task, store)
-    assert scores.numbers["AP"] == 1 and (scores.answered, scores.cases) == (5, 5)
+    assert scores.numbers["AP"] == 1 and (scores.scored, scores.samples) == (5, 5)
 
 
 def test_a_run_that_was_cut_off_goes_on(data: Path, model: Any, processor: Any, tmp_path: Path) -> None:
@@ -115,99 +153,99 @@ def test_a_run_that_was_cut_off_goes_on(data: Path, model: Any, processor: Any, 
     first, second = Perfect(fails_at=3), Perfect()
     store = PredictionStore(tmp_path / "cut")
     with pytest.raises(KeyboardInterrupt):
-        predict(task_of(data, ask=first), model, processor, store, progress=False)
+        run(task_of(data, prompting=first), model, processor, store)
     assert len(store.done()) == 3
-    run = predict(task_of(data, ask=second), model, processor, store, progress=False)
-    assert (run.cases, run.asked, len(second.seen)) == (5, 2, 2)
+    facts = run(task_of(data, prompting=second), model, processor, store)
+    assert (facts.samples, facts.asked, len(second.seen)) == (5, 2, 2)
     assert not set(first.seen) & set(second.seen)
-    third = predict(task_of(data, ask=second), model, processor, store, progress=False)
+    third = run(task_of(data, prompting=second), model, processor, store)
     assert third.asked == 0 and third.per_second is None and len(second.seen) == 2
     whole = PredictionStore(tmp_path / "whole")
-    predict(task_of(data, ask=Perfect()), model, processor, whole, progress=False)
+    run(task_of(data, prompting=Perfect()), model, processor, whole)
     assert_same(stored(tmp_path / "cut"), stored(tmp_path / "whole"))
     assert score(task_of(data), store).numbers == score(task_of(data), whole).numbers
 
 
 def test_memory_is_made_do_with(data: Path, model: Any, processor: Any, tmp_path: Path) -> None:
     """Room for 2 of a batch of 4: it is halved and stays so; no room for one is the end."""
-    ask = Perfect(memory=2)
-    predict(task_of(data, ask=ask), model, processor, PredictionStore(tmp_path / "a"), batch_size=4, progress=False)
-    assert ask.batches == [2, 2, 1]
+    prompting = Perfect(memory=2)
+    run(task_of(data, prompting=prompting), model, processor, PredictionStore(tmp_path / "a"), batch_size=4)
+    assert prompting.batches == [2, 2, 1]
     with pytest.raises(torch.OutOfMemoryError):
-        task = task_of(data, ask=Perfect(memory=0))
-        predict(task, model, processor, PredictionStore(tmp_path / "b"), batch_size=4, progress=False)
+        task = task_of(data, prompting=Perfect(memory=0))
+        run(task, model, processor, PredictionStore(tmp_path / "b"), batch_size=4)
 
 
-def test_unreadable_pictures_are_counted(data: Path, model: Any, processor: Any, tmp_path: Path) -> None:
-    """The second of five is no picture, and the last, which ends a batch that has one picture: both have no answer."""
-    truth = read_truth(data, data.parent / "images")
-    broken = tmp_path / "pictures"
+def test_unreadable_images_are_counted(data: Path, model: Any, processor: Any, tmp_path: Path) -> None:
+    """The second of five is no image, and the last, which ends a batch that has one image: both have no answer."""
+    truth = read_annotations(data, data.parent / "images")
+    broken = tmp_path / "images"
     broken.mkdir()
     for i, name in enumerate(truth.files):
-        (broken / name).write_bytes(b"no picture" if i in (1, 4) else truth.image(i).read_bytes())
-    ask = Perfect()
-    task, store = task_of(data, broken, ask=ask), PredictionStore(tmp_path / "store")
-    run = predict(task, model, processor, store, batch_size=2, progress=False)
+        (broken / name).write_bytes(b"no image" if i in (1, 4) else truth.image(i).read_bytes())
+    prompting = Perfect()
+    task, store = task_of(data, broken, prompting=prompting), PredictionStore(tmp_path / "store")
+    facts = run(task, model, processor, store, batch_size=2)
     gone = [truth.image_ids[1], truth.image_ids[4]]
-    assert [one.case_id for one in run.unreadable] == gone
-    assert run.unreadable[0].reason == "it is not an image"
-    assert ask.batches == [2, 1] and not set(gone) & set(ask.seen)
-    assert score(task, store).answered == 5
+    assert [one.sample_id for one in facts.unreadable] == gone
+    assert facts.unreadable[0].reason == "it is not an image"
+    assert prompting.batches == [2, 1] and not set(gone) & set(prompting.seen)
+    assert score(task, store).scored == 5
     files = sorted(store.folder.iterdir())
-    assert predict(task, model, processor, store, progress=False).unreadable == run.unreadable
+    assert run(task, model, processor, store).unreadable == facts.unreadable
     assert sorted(store.folder.iterdir()) == files, "what is known is not written again"
 
 
-def test_unreadable_pictures_are_tried_again(data: Path, model: Any, processor: Any, tmp_path: Path) -> None:
+def test_unreadable_images_are_tried_again(data: Path, model: Any, processor: Any, tmp_path: Path) -> None:
     """One of five is cut off, then is back: it alone is asked, and the numbers are those of a run that had it."""
-    truth = read_truth(data, data.parent / "images")
-    broken = tmp_path / "pictures"
+    truth = read_annotations(data, data.parent / "images")
+    broken = tmp_path / "images"
     broken.mkdir()
     for i, name in enumerate(truth.files):
         (broken / name).write_bytes(truth.image(i).read_bytes()[: 40 if i == 1 else None])
-    ask = Perfect()
-    task, store = task_of(data, broken, ask=ask), PredictionStore(tmp_path / "store")
-    predict(task, model, processor, store, progress=False)
+    prompting = Perfect()
+    task, store = task_of(data, broken, prompting=prompting), PredictionStore(tmp_path / "store")
+    run(task, model, processor, store)
     part = score(task, store).numbers
     (broken / truth.files[1]).write_bytes(truth.image(1).read_bytes())
-    run = predict(task, model, processor, store, progress=False)
-    assert run.unreadable == () and run.asked == 1 and ask.seen[4:] == [truth.image_ids[1]]
+    facts = run(task, model, processor, store)
+    assert facts.unreadable == () and facts.asked == 1 and prompting.seen[4:] == [truth.image_ids[1]]
     whole = PredictionStore(tmp_path / "whole")
-    predict(task_of(data, ask=Perfect()), model, processor, whole, progress=False)
+    run(task_of(data, prompting=Perfect()), model, processor, whole)
     assert_same(stored(store.folder), stored(whole.folder))
     assert part["AP50"] < score(task, store).numbers["AP50"] == score(task, whole).numbers["AP50"] == 1
 
 
 def test_another_model_is_refused(data: Path, model: Any, processor: Any, tmp_path: Path) -> None:
-    task, store = task_of(data, ask=Perfect()), PredictionStore(tmp_path)
-    predict(task, model, processor, store, progress=False)
+    task, store = task_of(data, prompting=Perfect()), PredictionStore(tmp_path)
+    run(task, model, processor, store)
     with pytest.raises(DataError, match=r"made with model .*, and now it is "):
-        predict(task, changed(model), processor, store, progress=False)
-    with pytest.raises(DataError, match=r"made with ask\.asker \"perfect\", and now it is \"labels\""):
-        predict(task_of(data, ask=FEW), model, processor, store, progress=False)
+        run(task, changed(model), processor, store)
+    with pytest.raises(DataError, match=r"made with prompting\.prompting \"perfect\", and now it is \"labels\""):
+        run(task_of(data, prompting=FEW), model, processor, store)
     with pytest.raises(DataError, match='made with task "shapes", and now it is "b"'):
-        predict(replace(task, name="b"), model, processor, store, progress=False)
+        run(replace(task, name="b"), model, processor, store)
     with pytest.raises(ValueError, match="batch_size=0"):
-        predict(task, model, processor, store, batch_size=0)
+        run(task, model, processor, store, batch_size=0)
 
 
 def test_the_protocol_has_the_resizing(data: Path, model: Any, processor: Any) -> None:
-    protocol = protocol_of(task_of(data), model, processor)
-    assert protocol["pictures"]["size"] == {"shortest_edge": 32, "longest_edge": 48}
+    protocol = protocol_of(task_of(data), Predictor(model, processor))
+    assert protocol["images"]["size"] == {"shortest_edge": 32, "longest_edge": 48}
     assert protocol["dtype"] == "float32"
     assert json.loads(json.dumps(protocol)) == protocol
 
 
 def test_the_mode_of_the_model_is_left(data: Path, model: Any, processor: Any, tmp_path: Path) -> None:
     learning = deepcopy(model).train()
-    predict(task_of(data, ask=Perfect()), learning, processor, PredictionStore(tmp_path), progress=False)
+    run(task_of(data, prompting=Perfect()), learning, processor, PredictionStore(tmp_path))
     assert learning.training
 
 
 # --- two processes -----------------------------------------------------------------------------------------------
 
 
-FEW = LabelAsker(labels=dict(enumerate(CATEGORIES[:3], 1)), top_k=12)
+FEW = LabelPrompting(labels=dict(enumerate(CATEGORIES[:3], 1)), top_k=12)
 
 
 def on_two(data: Path, folder: Path, model: Any, processor: Any) -> None:
@@ -215,22 +253,22 @@ def on_two(data: Path, folder: Path, model: Any, processor: Any) -> None:
     state = PartialState(cpu=True)
     assert state.num_processes == 2
     store = PredictionStore(folder / "two")
-    run = predict(task_of(data, ask=FEW), model, processor, store, progress=False)
-    assert (run.asked, run.processes) == (5, 2)
+    facts = run(task_of(data, prompting=FEW), model, processor, store)
+    assert (facts.asked, facts.processes) == (5, 2)
     # Three of five are there: one process has one to do, the other one.
     resumed = PredictionStore(folder / "resumed")
-    assert predict(task_of(data, ask=FEW), model, processor, resumed, progress=False).asked == 2
+    assert run(task_of(data, prompting=FEW), model, processor, resumed).asked == 2
     state.destroy_process_group()
 
 
 def test_two_processes_equal_one(
     data: Path, model: Any, processor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Law 19: five pictures on two processes, and on one, then two; answers equal bit by bit, and so do scores."""
-    task = task_of(data, ask=FEW)
-    predict(task, model, processor, PredictionStore(tmp_path / "one"), progress=False)
+    """Law 19: five images on two processes, and on one, then two; answers equal bit by bit, and so do scores."""
+    task = task_of(data, prompting=FEW)
+    run(task, model, processor, PredictionStore(tmp_path / "one"))
     resumed = PredictionStore(tmp_path / "resumed")
-    predict(task.first(3), model, processor, resumed, progress=False)
+    run(task.first(3), model, processor, resumed)
     assert len(resumed.done()) == 3
     for name in ("KMP_INIT_AT_FORK", "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, "1")
@@ -248,79 +286,70 @@ def test_two_processes_equal_one(
 # --- scoring -----------------------------------------------------------------------------------------------------
 
 
-def store_of(folder: Path, given: dict[Any, Answer]) -> PredictionStore:
-    store = PredictionStore(folder)
-    store.begin({})
-    with store.writer() as writer:
-        for case_id, answer in given.items():
-            writer.add(case_id, answer)
-    return store
-
-
-def perfect_answers(task: DetectionTask) -> dict[Any, Answer]:
-    cases = list(task)
-    return dict(zip(task.case_ids, Perfect()(torch.nn.Identity().eval(), None, [], cases), strict=True))
-
-
 def test_a_part_is_scored_only_when_asked_for(data: Path, tmp_path: Path) -> None:
     """Answers to 2 of 5: an error, or the score of 2."""
     task = task_of(data)
-    given = perfect_answers(task)
-    store = store_of(tmp_path, {case_id: given[case_id] for case_id in list(task.case_ids)[1:3]})
-    first = task.case_ids[0]
-    with pytest.raises(DataError, match=f"3 of 5 cases have no answer, the first is {first!r}"):
+    given = truth_as_predictions(task)
+    store = write_predictions(tmp_path, {sample_id: given[sample_id] for sample_id in list(task.sample_ids)[1:3]})
+    first = task.sample_ids[0]
+    with pytest.raises(DataError, match=f"3 of 5 samples have no prediction, the first is {first!r}"):
         score(task, store)
     scores = score(task, store, partial=True)
-    assert (scores.answered, scores.cases, scores.numbers["AP"]) == (2, 5, 1)
+    assert (scores.scored, scores.samples, scores.numbers["AP"]) == (2, 5, 1)
 
 
 def test_results_of_any_tool_are_scored(data: Path, tmp_path: Path) -> None:
     """Written and read, the score stays 1; an image that is left out of the file is one where nothing was found."""
     task = task_of(data)
-    given = perfect_answers(task)
+    given = truth_as_predictions(task)
     path = tmp_path / "results.json"
-    write_results(path, (answer.as_prediction(case_id) for case_id, answer in given.items()))
+    write_results(path, given.items())
     assert score(task, ResultsFile(path)).numbers["AP"] == 1
-    row = {"image_id": task.case_ids[0], "category_id": min(task.labels), "bbox": [1, 2, 3, 4], "score": 0.5}
+    row = {"image_id": task.sample_ids[0], "category_id": min(task.labels), "bbox": [1, 2, 3, 4], "score": 0.5}
     path.write_text(json.dumps([row]))
     scores = score(task, ResultsFile(path))
-    assert scores.answered == 5 and scores.numbers["AP"] < 0.1
-    found = dict(zip(task.case_ids, answers(task, ResultsFile(path)), strict=True))
-    assert sum(len(answer.scores) for _, answer in found.values()) == 1
+    assert scores.scored == 5 and scores.numbers["AP"] < 0.1
+    assert sum(len(found.scores) for _, found in samples_with_predictions(task, ResultsFile(path))) == 1
 
 
 def test_answers_come_with_their_cases(data: Path, tmp_path: Path) -> None:
     task = task_of(data)
-    given = perfect_answers(task)
-    pairs = list(answers(task, store_of(tmp_path, given)))
-    assert [case.case_id for case, _ in pairs] == list(task.case_ids)
-    assert_same({case.case_id: answer for case, answer in pairs}, given)
+    given = truth_as_predictions(task)
+    pairs = list(samples_with_predictions(task, write_predictions(tmp_path, given)))
+    assert [sample.sample_id for sample, _ in pairs] == list(task.sample_ids)
+    assert_same({sample.sample_id: found for sample, found in pairs}, given)
 
 
 def test_predictions_of_another_set_are_refused(data: Path, tmp_path: Path) -> None:
     task = task_of(data)
-    given = perfect_answers(task)
-    case_id, answer = next((case_id, answer) for case_id, answer in given.items() if len(answer.scores))
+    given = truth_as_predictions(task)
+    sample_id, answer = next((sample_id, answer) for sample_id, answer in given.items() if len(answer.scores))
     box, nan = answer.boxes.copy(), answer.scores.copy()
     box[0, 2], nan[0] = box[0, 0] - 1, np.nan
-    wrong: list[tuple[dict[Any, Answer], str]] = [
+    wrong: list[tuple[dict[Any, ScoredBoxes], str]] = [
         ({**given, 99: answer}, "image 99 is not in shapes"),
-        ({**given, case_id: answer._replace(labels=answer.labels + 500)}, f"image {case_id}: label 5.. is no label of"),
-        ({**given, case_id: answer._replace(scores=nan)}, f"image {case_id}: score 0 is nan"),
-        ({**given, case_id: answer._replace(boxes=box)}, f"image {case_id}: box 0 is .* x1 <= x2"),
+        (
+            {**given, sample_id: answer._replace(labels=answer.labels + 500)},
+            f"image {sample_id}: label 5.. is no label of",
+        ),
+        ({**given, sample_id: answer._replace(scores=nan)}, f"image {sample_id}: score 0 is nan"),
+        ({**given, sample_id: answer._replace(boxes=box)}, f"image {sample_id}: box 0 is .* x1 <= x2"),
     ]
     for i, (answered, message) in enumerate(wrong):
         with pytest.raises(DataError, match=message) as caught:
-            score(task, store_of(tmp_path / str(i), answered))
+            score(task, write_predictions(tmp_path / str(i), answered))
         assert str(tmp_path / str(i)) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_the_label_asker_from_end_to_end(data: Path, model: Any, processor: Any, tmp_path: Path) -> None:
-    """Two protocols of one model differ in what they store: 7 boxes a picture, or 7 of each prompt of 12."""
+def test_labels_from_end_to_end(data: Path, model: Any, processor: Any, tmp_path: Path) -> None:
+    """Two protocols of one model differ in what they store: 7 boxes an image, or 7 of each prompt of 12.
+
+    Scored from the disk or as they come, the numbers are the same.
+    """
+    labels = dict(enumerate(CATEGORIES))
     for name, each, count in (("a", False, 7), ("b", True, 7 * -(-len(CATEGORIES) // 12))):
-        labels = dict(enumerate(CATEGORIES))
-        task = task_of(data, ask=LabelAsker(labels=labels, chunk_size=12, top_k=7, each_ranked=each))
-        task = replace(task, cases=task.first(1).cases)
-        predict(task, model, processor, PredictionStore(tmp_path / name), progress=False)
-        ((_, answer),) = PredictionStore(tmp_path / name).answers()
-        assert len(answer.scores) == count
+        prompting = LabelPrompting(labels=labels, chunk_size=12, top_k=7, each_ranked=each)
+        task, store = task_of(data, prompting=prompting).first(2), PredictionStore(tmp_path / name)
+        run(task, model, processor, store)
+        assert [len(found.scores) for _, found in store] == [count] * 2
+        assert evaluate(task, Predictor(model, processor), progress=False) == score(task, store).numbers

@@ -11,7 +11,7 @@ from .model_options import add_limit_options, add_running_options
 
 if TYPE_CHECKING:
     from hf_grounding_dino.evaluation.benchmarks import Benchmark
-    from hf_grounding_dino.evaluation.sets import CaseTask
+    from hf_grounding_dino.evaluation.tasks import Task
 
 
 class Chosen(NamedTuple):
@@ -20,7 +20,7 @@ class Chosen(NamedTuple):
     benchmark: None where a data set was named instead.
     """
 
-    tasks: list[CaseTask]
+    tasks: list[Task]
     benchmark: Benchmark | None
 
 
@@ -46,19 +46,19 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", help="of sets that have several (train)")
     parser.add_argument(
-        "--as", dest="reading", choices=("phrases", "expressions"), default="phrases",
-        help="of captions: look for their phrases, or take each as one expression (%(default)s)",
+        "--as", dest="reading", choices=("phrases", "expressions"),
+        help="of captions: look for their phrases, or take each as one expression (which of them the captions tell)",
     )  # fmt: skip
-    parser.add_argument("--limit", type=count, metavar="N", help="the first N cases only")
+    parser.add_argument("--limit", type=count, metavar="N", help="the first N samples only")
     parser.add_argument(
         "--leave-out-missing",
         action="store_true",
-        help="do without images that are not there, and say so (COCO and LVIS files, benchmarks)",
+        help="do without images that are missing, and say so (COCO and LVIS files, benchmarks)",
     )
     parser.add_argument(
         "--mmdet-compatible", action="store_true", help="count as mmdetection does where that moves a number"
     )
-    parser.add_argument("--num-workers", type=count, default=2, metavar="N", help="threads that open images")
+    parser.add_argument("--num-workers", type=count, default=2, metavar="N", help="threads that read images")
     add_limit_options(parser, by_protocol=True)
     add_running_options(parser)
     parser.add_argument(
@@ -93,7 +93,7 @@ def named_benchmark(arguments: argparse.Namespace) -> Benchmark | None:
     if arguments.annotations is not None:
         raise UserError(f"give the benchmark {benchmark.name} or --annotations, not both")
     if arguments.data is None and benchmark.kind != "shapes":
-        raise UserError(f"--data is missing: the folder of {benchmark.title}, to be had at {benchmark.source}")
+        raise UserError(f"--data is missing: the folder of {benchmark.title}, downloadable from {benchmark.source}")
     return benchmark
 
 
@@ -104,9 +104,9 @@ def chosen_tasks(arguments: argparse.Namespace, benchmark: Benchmark | None) -> 
         DataError: the data cannot be used.
     """
     from hf_grounding_dino.data.records import SourceEntry
-    from hf_grounding_dino.evaluation.assembly import Wishes, benchmark_tasks, source_task
+    from hf_grounding_dino.evaluation.datasets import TaskOptions, benchmark_tasks, source_task
 
-    wishes = Wishes(
+    options = TaskOptions(
         arguments.chunk_size,
         arguments.top_k,
         arguments.mmdet_compatible,
@@ -114,7 +114,7 @@ def chosen_tasks(arguments: argparse.Namespace, benchmark: Benchmark | None) -> 
         arguments.reading,
     )
     if benchmark is not None:
-        tasks = benchmark_tasks(benchmark, arguments.data, wishes)
+        tasks = benchmark_tasks(benchmark, arguments.data, options)
     else:
         images = arguments.images
         if images is None and arguments.format in ("coco", "lvis") and arguments.predictions is None:
@@ -126,7 +126,7 @@ def chosen_tasks(arguments: argparse.Namespace, benchmark: Benchmark | None) -> 
             label_map=arguments.label_map,
             split=arguments.split,
         )
-        tasks = [source_task(entry, wishes)]
+        tasks = [source_task(entry, options)]
     if arguments.limit is not None:
         tasks = [task.first(arguments.limit) for task in tasks]
     return Chosen(tasks, benchmark)

@@ -1,4 +1,4 @@
-"""Choose the threshold of each label: `hf-grounding-dino calibrate --model DIR --annotations val.json`."""
+"""Choose the threshold of each label: `hf-grounding-dino tune-thresholds --model DIR --annotations val.json`."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import UserError, quiet_libraries, say
-from .asking import ask, detector_for, join_processes
 from .data_options import add_data_options, benchmark_lines, chosen_tasks, named_benchmark
 from .model_options import add_model_option, named_model
 from .pictures import check_folder
+from .predicting import join_processes, predict_task, predictor_for
 from .problems import user_errors
 
 if TYPE_CHECKING:
-    from hf_grounding_dino.evaluation.calibration import Calibration
+    from hf_grounding_dino.evaluation.threshold_tuning import TunedThresholds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `calibrate`."""
+    """Add the options of `tune-thresholds`."""
     add_data_options(parser)
     add_model_option(parser)
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="for thresholds.json (the folder of the model)")
     parser.add_argument(
-        "--output", type=Path, default=Path("calibration"), metavar="FOLDER",
-        help="for the predictions (%(default)s); what is there is gone on with",
+        "--output", type=Path, default=Path("threshold_tuning"), metavar="FOLDER",
+        help="for the predictions (%(default)s); resumes existing predictions",
     )  # fmt: skip
-    parser.epilog = 'The pipeline and `detect` use the file with threshold "calibrated". Use pictures that neither '
+    parser.epilog = 'The pipeline and `detect` use the file with threshold "calibrated". Use images that neither '
     parser.epilog += "trained the model nor will measure it."
 
 
@@ -49,9 +49,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"{folder / 'thresholds.json'} cannot be written: name another folder with --to")
     check_folder(arguments.output)
     with quiet_libraries(), user_errors(ValueError, place=arguments.output):
-        from hf_grounding_dino.evaluation.askers import LabelAsker
-        from hf_grounding_dino.evaluation.calibration import calibrate
-        from hf_grounding_dino.evaluation.runner import answers
+        from hf_grounding_dino.evaluation.prompting import LabelPrompting
+        from hf_grounding_dino.evaluation.runner import samples_with_predictions
+        from hf_grounding_dino.evaluation.threshold_tuning import tune_thresholds
 
         processes = join_processes(arguments)
         tasks = chosen_tasks(arguments, benchmark).tasks
@@ -62,22 +62,22 @@ def run(arguments: argparse.Namespace) -> int:
         task = tasks[0]
         if not task.labels:
             raise UserError(f"{task.name}: has sentences instead of labels, so there are no thresholds to choose")
-        asked = ask(task, detector_for(arguments, processes), arguments.output, arguments)
+        predicted = predict_task(task, predictor_for(arguments, processes), arguments.output, arguments)
         if not processes.is_main_process:
             return 0
         # By the words of the prompts, which are what a user of the model gives as labels.
-        words = task.ask.labels if isinstance(task.ask, LabelAsker) else task.labels
-        calibration = calibrate(answers(task, asked.predictions), words)
-        written = calibration.thresholds(f"{len(task)} pictures of {task.name}").write(folder)
-    say(f"{as_text(calibration)}written: {written}")
+        words = task.prompting.labels if isinstance(task.prompting, LabelPrompting) else task.labels
+        tuned = tune_thresholds(samples_with_predictions(task, predicted.predictions), words)
+        written = tuned.thresholds(f"{len(task)} images of {task.name}").write(folder)
+    say(f"{as_text(tuned)}written: {written}")
     return 0
 
 
-def as_text(calibration: Calibration) -> str:
+def as_text(tuned: TunedThresholds) -> str:
     """The thresholds and what they give, for a terminal."""
-    width = max(len("all labels"), *map(len, calibration.labels))
+    width = max(len("all labels"), *map(len, tuned.labels))
     lines = [f"{'':{width}}  threshold  precision  recall     F1  objects"]
-    for name, choice in [*calibration.labels.items(), ("all labels", calibration.overall)]:
+    for name, choice in [*tuned.labels.items(), ("all labels", tuned.overall)]:
         note = "" if choice.own else "  (too few objects: that of all labels)"
         lines.append(
             f"{name:{width}}  {choice.threshold:9.3f}  {choice.precision:9.3f}  {choice.recall:6.3f}  {choice.f1:5.3f}"

@@ -7,13 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .coco import CocoDetection
-    from .described_objects import DescribedObjects
-    from .generalized_referring import GeneralizedReferring
-    from .lvis import LvisDetection
-    from .open_vocabulary import OpenVocabularyCoco
-    from .phrase_grounding import PhraseGrounding
-    from .referring import ReferringExpressions
+    from .metrics.coco import CocoDetection, OpenVocabularyCoco
+    from .metrics.described_objects import DescribedObjects
+    from .metrics.lvis import LvisDetection
+    from .metrics.referring import GeneralizedReferring, PhraseGrounding, ReferringExpressions
 
 __all__ = [
     "CocoDetection",
@@ -25,21 +22,21 @@ __all__ = [
     "ReferringExpressions",
 ]
 
-_HOMES = {
+_MODULES = {
     "CocoDetection": "coco",
     "DescribedObjects": "described_objects",
-    "GeneralizedReferring": "generalized_referring",
+    "GeneralizedReferring": "referring",
     "LvisDetection": "lvis",
-    "OpenVocabularyCoco": "open_vocabulary",
-    "PhraseGrounding": "phrase_grounding",
+    "OpenVocabularyCoco": "coco",
+    "PhraseGrounding": "referring",
     "ReferringExpressions": "referring",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    return getattr(import_module(f".metrics.{_MODULES[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:

@@ -7,9 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
-
-from .benchmarks import find_benchmark
+from .benchmarks import Benchmark, find_benchmark, read_table
 
 Source = Literal["paper", "readme", "mm-eval", "secondary"]
 Mark = Literal["zero-shot", "saw the data", "fine-tuned"]
@@ -28,7 +26,7 @@ class Number:
     value: in percent, 0 to 100.
     source: "paper", the authors' paper; "readme", the authors' repository; "mm-eval", the same weights as measured by
         mmdetection; "secondary", seen in neither, only where others cite it.
-    mark: "zero-shot"; "saw the data", where its training part or its pictures were in training; "fine-tuned", by a
+    mark: "zero-shot"; "saw the data", where its training part or its images were in training; "fine-tuned", by a
         model that was trained further on it, whose weights are not on the Hub.
     chunk_size: labels a prompt, where it is not the benchmark's own.
     note: what to know of it.
@@ -73,11 +71,35 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Published:
+    """A published number as a report sets it beside ours.
+
+    source: where it is printed.
+    metric: which of our numbers it is compared with, as "AP".
+    value: in [0, 1], as our numbers; 0.484 for what papers write as 48.4.
+    note: what to know of it, as "zero-shot".
+    """
+
+    source: str
+    metric: str
+    value: float
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse percent.
+
+        Raises:
+            ValueError: the value is not in [0, 1].
+        """
+        if not 0 <= self.value <= 1:
+            raise ValueError(f"{self.metric} of {self.source!r} is {self.value}; write 48.4 % as 0.484")
+
+
 @cache
 def checkpoints() -> tuple[Checkpoint, ...]:
     """All public checkpoints, as the table has them."""
-    table = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
-    return tuple(_checkpoint(entry) for entry in table["checkpoints"])
+    return tuple(_checkpoint(entry) for entry in read_table(TABLE.name)["checkpoints"])
 
 
 def find_checkpoint(model_id: str) -> Checkpoint | None:
@@ -104,10 +126,32 @@ def published(model_id: str, benchmark: str) -> list[Number]:
     return [] if checkpoint is None else [number for number in checkpoint.numbers if number.benchmark in names]
 
 
+def published_beside(
+    model_id: str, benchmark: Benchmark, part: str = "", *, mmdet_compatible: bool = False
+) -> tuple[Published, ...]:
+    """What a report of a benchmark, or of one part of it, sets beside our numbers."""
+    other_count = bool(benchmark.published_options) and not mmdet_compatible
+    return tuple(
+        Published(number.source, number.metric, number.value / 100, "; ".join(filter(None, note)))
+        for number in published(model_id, benchmark.name)
+        if not part or number.benchmark == part
+        for note in [
+            (
+                number.benchmark if not part and number.benchmark != benchmark.name else "",
+                number.mark,
+                "" if number.chunk_size is None else f"chunks of {number.chunk_size}",
+                "counted as with --mmdet-compatible" if other_count else "",
+                number.note,
+                number.doubt,
+            )
+        ]
+    )
+
+
 def _checkpoint(entry: dict[str, Any]) -> Checkpoint:
-    rows = [_numbers(row) for row in entry["numbers"]]
     lists = {field: tuple(entry.get(field, ())) for field in ("data", "aliases", "notes")}
-    return Checkpoint(**{**entry, **lists, "numbers": tuple(number for row in rows for number in row)})
+    numbers = tuple(number for row in entry["numbers"] for number in _numbers(row))
+    return Checkpoint(**{**entry, **lists, "numbers": numbers})
 
 
 def _numbers(row: dict[str, Any]) -> list[Number]:

@@ -1,81 +1,54 @@
-"""Asking a model all cases of a task, on any number of processes, and scoring the answers."""
+"""Running a model over all samples of a task, on any number of processes, and scoring its predictions."""
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
-from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from PIL import Image
 from tqdm import tqdm
 
-from ..data.images import load_image
 from ..data.records import DataError
-from ..models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
+from ..inference.predictor import Predictor, Request
 from ..models.loading import model_fingerprint
-from ..processing.processing_grounding_dino import GroundingDinoProcessor
-from ..utils.memory import in_batches
 from ..utils.printable import printable
-from .askers import nothing_found
-from .metric import ItemMetric
-from .predictions import Predictions, PredictionStore, PredictionWriter, Unreadable
-from .tasks import Answer, Case, CaseId, Task
+from .metrics.base import NOTHING_FOUND, ItemId, ItemMetric, ScoredBoxes
+from .predictions import Predictions, PredictionStore, Unreadable
+from .prompting import scored_boxes
+from .tasks import Sample, Task
 
-_AHEAD = 4
 _SECONDS_IN_LOGS = 30  # between two states of the bar, where no terminal overwrites the one before
-_PICTURE_OPTIONS = (
+_IMAGE_OPTIONS = (
     "size", "resize_rule", "resample", "do_resize", "do_rescale", "do_normalize", "image_mean", "image_std",
 )  # fmt: skip
 
 
-@runtime_checkable
-class NamesItsCases(Protocol):
-    """A task that knows what its cases are called without making them."""
+class RunFacts(NamedTuple):
+    """What a run took; the same on every process.
 
-    @property
-    def case_ids(self) -> Sequence[CaseId]:
-        """The `case_id` of each case, in their order."""
-        ...
-
-
-@runtime_checkable
-class LeavesOut(Protocol):
-    """A task that is a part of its data."""
-
-    @property
-    def left_out(self) -> Collection[CaseId]:
-        """The cases that are not asked; predictions of them are passed over."""
-        ...
-
-
-class Run(NamedTuple):
-    """What asking took; the same on every process.
-
-    cases: of the task; of them `asked` were asked now, and the others before.
-    seconds: from the first case to the last.
-    unreadable: cases whose pictures cannot be read, of earlier runs too; their answers are empty.
+    samples: of the task; of them `asked` were asked now, and the others before.
+    seconds: from the first sample to the last.
+    unreadable: samples whose images cannot be read, of earlier runs too; their predictions are empty.
     device: what it ran on, in words.
     """
 
-    cases: int
+    samples: int
     asked: int
     seconds: float
     unreadable: tuple[Unreadable, ...]
     device: str
     processes: int
-    batch_size: int
 
     @property
     def per_second(self) -> float | None:
-        """Cases a second, of all processes together; None where none was asked."""
+        """Samples a second, of all processes together; None where none was asked."""
         return self.asked / self.seconds if self.asked and self.seconds else None
 
 
@@ -84,240 +57,173 @@ class Scores(NamedTuple):
 
     numbers: name to value.
     metric: with what it keeps beside the numbers.
-    answered: the cases that were scored, of `cases` in the task.
+    scored: the samples that were scored, of `samples` in the task.
     """
 
     numbers: dict[str, float]
     metric: ItemMetric[Any]
-    answered: int
-    cases: int
+    scored: int
+    samples: int
 
 
-class _Ready(NamedTuple):
-    """A case with its picture, or with the reason why it has none."""
+def evaluate(task: Task, predictor: Predictor, *, progress: bool = True) -> dict[str, float]:
+    """Measure a model on a task, without keeping its predictions: what training does.
 
-    case: Case
-    image: Image.Image | None
-    reason: str = ""
+    The same samples, prompts and metric as `predict` and `score`, so the same numbers. Each process takes a part, and
+    all get the result.
+
+    Raises:
+        DataError: an image cannot be read; it is named.
+    """
+    state = PartialState()
+    metric = task.new_metric(num_process=state.num_processes, process_id=state.process_index)
+    rows = range(state.process_index, len(task), state.num_processes)
+    with _bar(task, len(task), 0, shown=progress and state.is_main_process, leave=False) as bar:
+        for sample, found, problem in _run(task, predictor, rows):
+            if problem is not None:
+                raise DataError(f"{task.name}: image {sample.sample_id} cannot be read: {problem}")
+            prediction = found.as_prediction(sample.sample_id)
+            metric.add_batch(predictions=[prediction], references=[sample.reference])
+            bar.update(min(state.num_processes, bar.total - bar.n))
+    return metric.compute()
 
 
-def predict(
-    task: Task,
-    model: GroundingDinoForObjectDetection,
-    processor: GroundingDinoProcessor,
-    store: PredictionStore,
-    *,
-    batch_size: int = 1,
-    num_workers: int = 2,
-    progress: bool = True,
-) -> Run:
-    """Ask a model every case that has no answer yet; every process takes its share and writes what it gets.
+def predict(task: Task, predictor: Predictor, store: PredictionStore, *, progress: bool = True) -> RunFacts:
+    """Ask a model every sample without a prediction; every process takes its share and writes what it gets.
 
-    Cut off, it goes on where it was when it is called again, with as many processes as there are then. Pictures that
-    could not be read are tried again.
+    Interrupted, it resumes when it is called again, with as many processes as there are then. Images that could not be
+    read are tried again.
 
     Args:
         task: what is asked, and how.
-        model: where it is to run; it is asked in eval mode.
-        store: takes the answers.
-        batch_size: pictures at a time; it changes no answer. Where memory does not suffice it is halved.
-        num_workers: threads that open pictures while the model works.
-        progress: show a bar, with pictures a second and the time that is left.
+        predictor: the model, and how many images run together; that changes no prediction.
+        store: takes the predictions.
+        progress: show a bar, with samples a second and the time that is left.
 
     Raises:
         DataError: the store holds predictions of another task, protocol or model.
-        ValueError: `batch_size` or `num_workers` is less than 1.
     """
-    if batch_size < 1 or num_workers < 1:
-        raise ValueError(f"batch_size={batch_size}, num_workers={num_workers}: give 1 or more")
     state = PartialState()
     if state.is_main_process:
-        store.begin(protocol_of(task, model, processor))
+        store.begin(protocol_of(task, predictor))
     state.wait_for_everyone()
-    ids = case_ids(task)
-    gone = {one.case_id: one.reason for one in store.unreadable()}
-    done = store.done() - gone.keys()
-    todo = [i for i, case_id in enumerate(ids) if case_id not in done]
+    known = {one.sample_id: one.reason for one in store.unreadable()}
+    done = store.done() - known.keys()
+    todo = [i for i, sample_id in enumerate(task.sample_ids) if sample_id not in done]
     own = todo[state.process_index :: state.num_processes]
     # All have to know what is done before any of them adds to it.
     state.wait_for_everyone()
-    was_training, started = model.training, time.perf_counter()
-    model.eval()
-    bar = tqdm(
-        total=len(ids), initial=len(ids) - len(todo), desc=printable(task.name), unit="picture", smoothing=0.1,
-        disable=not (progress and state.is_main_process and todo),
-        mininterval=0.1 if sys.stderr.isatty() else _SECONDS_IN_LOGS,
-    )  # fmt: skip
-    try:
-        with bar, store.writer(state.process_index) as writer:
-            asked = _Asked(task, model, processor, writer, gone)
-            _ask_all(asked, own, batch_size, num_workers, bar, state.num_processes)
-    finally:
-        model.train(was_training)
+    started = time.perf_counter()
+    bar = _bar(task, len(task), len(task) - len(todo), shown=progress and state.is_main_process and bool(todo))
+    with bar, store.writer(state.process_index) as writer:
+        for sample, found, problem in _run(task, predictor, own):
+            if problem is None or known.get(sample.sample_id) != problem:
+                writer.add(sample.sample_id, found, problem)
+            # The other processes are about as far.
+            bar.update(min(state.num_processes, bar.total - bar.n))
     state.wait_for_everyone()
-    seconds = max(_gathered(time.perf_counter() - started, state))
-    known = set(ids)
-    unreadable = tuple(one for one in store.unreadable() if one.case_id in known)
-    return Run(len(ids), len(todo), seconds, unreadable, _device(model), state.num_processes, batch_size)
+    seconds = time.perf_counter() - started
+    if state.num_processes > 1:
+        seconds = max(gather_object([seconds]))
+    ids = set(task.sample_ids)
+    unreadable = tuple(one for one in store.unreadable() if one.sample_id in ids)
+    return RunFacts(len(task), len(todo), seconds, unreadable, _device(predictor.model), state.num_processes)
 
 
 def score(task: Task, predictions: Predictions, *, partial: bool = False) -> Scores:
-    """Score answers, one case in memory at a time beside what the metric keeps. Call it on one process.
+    """Score predictions, one sample in memory at a time beside what the metric keeps. Call it on one process.
 
     Args:
         task: what was asked.
         predictions: a store, or a results file of any tool.
-        partial: score the cases that have an answer, instead of refusing where some have none.
+        partial: score the samples that have a prediction, instead of refusing where some have none.
 
     Raises:
-        DataError: cases without an answer, an answer to a case that the task does not have, a label that is none of the
-            task's, or boxes or scores that are no numbers; the file and the case are named.
+        DataError: samples without a prediction, a prediction of a sample that the task does not have, a label that is
+            none of the task's, or boxes or scores that are no numbers; the file and the sample are named.
     """
-    metric = task.metric()
-    answered = 0
-    for case, prediction in answers_with_cases(task, predictions, partial=partial):
+    metric = task.new_metric()
+    scored = 0
+    for sample, found in samples_with_predictions(task, predictions, partial=partial):
         try:
-            metric.add_batch(predictions=[prediction], references=[case.reference])
+            metric.add_batch(predictions=[found.as_prediction(sample.sample_id)], references=[sample.reference])
         except ValueError as error:
             raise DataError(f"{predictions.where}: {error}") from error
-        answered += 1
-    return Scores(metric.compute(), metric, answered, len(task))
+        scored += 1
+    return Scores(metric.compute(), metric, scored, len(task))
 
 
-def answers_with_cases(
+def samples_with_predictions(
     task: Task, predictions: Predictions, *, partial: bool = False
-) -> Iterator[tuple[Case, Mapping[str, Any]]]:
-    """Each case that was asked with its answer as the metrics take it, in the order of the files.
+) -> Iterator[tuple[Sample, ScoredBoxes]]:
+    """Each sample that was asked with its prediction, in the order of the files.
 
     Raises:
         DataError: as `score`, but boxes and scores are not looked at.
     """
-    rows = {case_id: row for row, case_id in enumerate(case_ids(task))}
+    rows = {sample_id: row for row, sample_id in enumerate(task.sample_ids)}
     labels = np.array(sorted(task.labels), dtype=np.int64)
     if not (predictions.empty_if_absent or partial):
         _refuse_gaps(rows, predictions)
-    left_out = task.left_out if isinstance(task, LeavesOut) else ()
     seen = set()
-    for prediction in predictions:
-        case_id = prediction["image_id"]
-        if case_id in left_out:
+    for sample_id, found in predictions:
+        if sample_id in task.left_out:
             continue
-        if case_id not in rows:
-            raise DataError(f"{predictions.where}: image {case_id!r} is not in {task.name}")
-        strange = np.setdiff1d(prediction["labels"], labels) if len(labels) else labels
+        if sample_id not in rows:
+            raise DataError(f"{predictions.where}: image {sample_id!r} is not in {task.name}")
+        strange = np.setdiff1d(found.labels, labels) if len(labels) else labels
         if len(strange):
-            raise DataError(f"{predictions.where}, image {case_id!r}: label {strange[0]} is no label of {task.name}")
-        seen.add(case_id)
-        yield task[rows[case_id]], prediction
+            raise DataError(f"{predictions.where}, image {sample_id!r}: label {strange[0]} is no label of {task.name}")
+        seen.add(sample_id)
+        yield task[rows[sample_id]], found
     if predictions.empty_if_absent:
-        for case_id, row in rows.items():
-            if case_id not in seen:
-                yield task[row], nothing_found().as_prediction(case_id)
+        for sample_id, row in rows.items():
+            if sample_id not in seen:
+                yield task[row], NOTHING_FOUND
 
 
-def answers(task: Task, predictions: Predictions, *, partial: bool = False) -> Iterator[tuple[Case, Answer]]:
-    """As `answers_with_cases`, in the types that answers are kept in.
-
-    Raises:
-        DataError: as there.
-    """
-    for case, found in answers_with_cases(task, predictions, partial=partial):
-        yield case, Answer(found["boxes"].astype(np.float32), found["scores"].astype(np.float32), found["labels"])
-
-
-def case_ids(task: Task) -> Sequence[CaseId]:
-    """What the cases of a task are called."""
-    return task.case_ids if isinstance(task, NamesItsCases) else [case.case_id for case in task]
-
-
-def protocol_of(
-    task: Task, model: GroundingDinoForObjectDetection, processor: GroundingDinoProcessor
-) -> dict[str, Any]:
-    """Everything that decides the answers, as JSON; processes and batches do not."""
-    pictures: dict[str, Any] = json.loads(processor.image_processor.to_json_string())
+def protocol_of(task: Task, predictor: Predictor) -> dict[str, Any]:
+    """Everything that decides the predictions, as JSON; processes and batches do not."""
+    options: dict[str, Any] = json.loads(predictor.processor.image_processor.to_json_string())
     return {
         "task": task.name,
-        "ask": task.ask.protocol,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "model": model_fingerprint(model),
-        "pictures": {name: pictures[name] for name in _PICTURE_OPTIONS if name in pictures},
+        "prompting": task.prompting.protocol,
+        "dtype": str(predictor.model.dtype).removeprefix("torch."),
+        "model": model_fingerprint(predictor.model),
+        "images": {name: options[name] for name in _IMAGE_OPTIONS if name in options},
     }
 
 
-class _Asked(NamedTuple):
-    """What all batches of a run have in common; `gone` are the cases with unreadable pictures of earlier runs."""
+def _run(task: Task, predictor: Predictor, rows: Sequence[int]) -> Iterator[tuple[Sample, ScoredBoxes, str | None]]:
+    """The samples at some positions, each with what is found in it, or why its image cannot be read."""
 
-    task: Task
-    model: GroundingDinoForObjectDetection
-    processor: GroundingDinoProcessor
-    writer: PredictionWriter
-    gone: Mapping[CaseId, str]
+    def request(row: int) -> Request:
+        sample = task[row]
+        return Request(sample, sample.image, task.prompting.prompt(sample))
 
-
-def _ask_all(asked: _Asked, own: Sequence[int], batch_size: int, num_workers: int, bar: Any, processes: int) -> None:
-    batch: list[_Ready] = []
-    for count, ready in enumerate(_opened(asked.task, own, num_workers, batch_size), start=1):
-        case_id = ready.case.case_id
-        if ready.image is None:
-            if asked.gone.get(case_id) != ready.reason:
-                asked.writer.add(case_id, nothing_found(), ready.reason)
+    for answer in predictor.run(functools.partial(request, row) for row in rows):
+        sample: Sample = answer.request.id
+        if answer.problem is not None:
+            yield sample, NOTHING_FOUND, answer.problem
         else:
-            batch.append(ready)
-        if len(batch) == batch_size or count == len(own):
-            batch_size = _ask(asked, batch, batch_size)
-            batch = []
-        # The other processes are about as far.
-        bar.update(min(processes, bar.total - bar.n))
+            yield sample, scored_boxes(answer.found, task.prompting.category_ids(sample)), None
 
 
-def _ask(asked: _Asked, batch: Sequence[_Ready], batch_size: int) -> int:
-    """Ask a batch; gives the batch size that there is memory for."""
-
-    def run(some: Sequence[_Ready]) -> None:
-        images = [ready.image for ready in some if ready.image is not None]
-        found = asked.task.ask(asked.model, asked.processor, images, [ready.case for ready in some])
-        for ready, answer in zip(some, found, strict=True):
-            asked.writer.add(ready.case.case_id, answer)
-
-    return in_batches(batch, run, batch_size)
+def _bar(task: Task, total: int, done: int, *, shown: bool, leave: bool = True) -> Any:
+    every = 0.1 if sys.stderr.isatty() else _SECONDS_IN_LOGS
+    return tqdm(
+        total=total, initial=done, desc=printable(task.name), unit="image", smoothing=0.1, disable=not shown,
+        mininterval=every, leave=leave,
+    )  # fmt: skip
 
 
-def _opened(task: Task, indices: Sequence[int], num_workers: int, batch_size: int) -> Iterator[_Ready]:
-    """The cases in their order, their pictures opened by threads a few cases ahead."""
-    waiting: deque[Future[_Ready]] = deque()
-    with ThreadPoolExecutor(num_workers) as threads:
-        try:
-            for index in indices:
-                waiting.append(threads.submit(_open, task, index))
-                if len(waiting) > _AHEAD * num_workers + batch_size:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-def _open(task: Task, index: int) -> _Ready:
-    case = task[index]
-    try:
-        return _Ready(case, load_image(case.image))
-    except ValueError as error:
-        return _Ready(case, None, str(error))
-
-
-def _refuse_gaps(rows: Mapping[CaseId, int], predictions: Predictions) -> None:
+def _refuse_gaps(rows: dict[ItemId, int], predictions: Predictions) -> None:
     done = predictions.done()
-    gaps = [case_id for case_id in rows if case_id not in done]
-    if gaps:
+    if gaps := [sample_id for sample_id in rows if sample_id not in done]:
         raise DataError(
-            f"{predictions.where}: {len(gaps)} of {len(rows)} cases have no answer, the first is {gaps[0]!r}; "
-            "go on asking, or score what is there as a part"
+            f"{predictions.where}: {len(gaps)} of {len(rows)} samples have no prediction, the first is {gaps[0]!r}; "
+            "resume the run, or score what is there with --partial"
         )
-
-
-def _gathered(value: Any, state: PartialState) -> list[Any]:
-    return gather_object([value]) if state.num_processes > 1 else [value]
 
 
 def _device(model: torch.nn.Module) -> str:

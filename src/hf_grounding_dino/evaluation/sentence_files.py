@@ -1,4 +1,4 @@
-"""Files of sentences as cases: captions with phrases, referring expressions (MDETR's JSON), and the groups of D3."""
+"""Files of sentences as samples: captions with phrases, referring expressions (MDETR's JSON), and the groups of D3."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import numpy as np
 
 from ..data.readers.files import ImageFolder, as_integer, read_json
 from ..data.records import DataError
-from .tasks import Case, CaseId
-from .truth import Json, annotation_entries, corners_of, image_entries, picture_file, read_entries
+from .ground_truth import Json, annotation_entries, corners_of, image_entries, image_file, read_entries
+from .metrics.base import ItemId
+from .tasks import Sample
 
 Spans = tuple[tuple[int, int], ...]
 
@@ -22,14 +23,14 @@ class _Entry(NamedTuple):
     """An image entry with its annotations, each with where it stands."""
 
     where: str
-    image_id: CaseId
+    image_id: ItemId
     entry: Json
     caption: str
-    picture: Path
+    image: Path
     annotations: list[tuple[str, Json]]
 
 
-def caption_cases(path: Path, images: Path | None) -> tuple[list[Case], list[str]]:
+def caption_samples(path: Path, images: Path | None) -> tuple[list[Sample], list[str]]:
     """The captions of an MDETR-style file, with the phrases that `tokens_positive_eval` names.
 
     A box is of every phrase of which its `tokens_positive` have a span. Where a caption's boxes have none of those,
@@ -37,14 +38,14 @@ def caption_cases(path: Path, images: Path | None) -> tuple[list[Case], list[str
     and `labels` (n,), the number of the phrase; a box of two phrases is there twice.
 
     Returns:
-        The cases, and the pictures that are not there; those are only looked for where `images` is given.
+        The samples, and the images that do not exist; those are only looked for where `images` is given.
 
     Raises:
-        DataError: as `truth.read_truth`; no caption, no phrases, a span that is not inside the caption, or a box of no
-            phrase.
+        DataError: as `ground_truth.read_annotations`; no caption, no phrases, a span that is not inside the caption, or
+            a box of no phrase.
     """
     entries, missing = _entries(path, images)
-    cases = []
+    samples = []
     for one in entries:
         phrases = _phrases(one)
         boxes, labels = [], []
@@ -52,27 +53,27 @@ def caption_cases(path: Path, images: Path | None) -> tuple[list[Case], list[str
             boxes += [corners_of(annotation, where)] * len(own)
             labels += own
         reference = {"image_id": one.image_id, "boxes": _array(boxes), "labels": np.array(labels, dtype=np.int64)}
-        cases.append(Case(one.image_id, one.picture, reference, one.caption, phrases))
-    return cases, missing
+        samples.append(Sample(one.image_id, one.image, reference, one.caption, phrases))
+    return samples, missing
 
 
-def expression_cases(
+def expression_samples(
     path: Path, images: Path | None, *, dataset_name: str | None = None, generalized: bool = False
-) -> tuple[list[Case], list[str]]:
+) -> tuple[list[Sample], list[str]]:
     """The expressions of an MDETR-style file, one an image entry.
 
     The reference has `boxes` (n, 4) and, where the file says it, `dataset_name`. Annotations of category -1 and boxes
     of four zeros stand for "nothing is meant".
 
     Returns:
-        As `caption_cases`.
+        As `caption_samples`.
 
     Raises:
-        DataError: as `truth.read_truth`; no expression, none of the set asked for, or, unless `generalized`, one that
-            means nothing.
+        DataError: as `ground_truth.read_annotations`; no expression, none of the set wanted, or, unless `generalized`,
+            one that means nothing.
     """
     entries, missing = _entries(path, images, dataset_name)
-    cases = []
+    samples = []
     for one in entries:
         meant = [(where, entry) for where, entry in one.annotations if not _is_placeholder(entry)]
         boxes = [corners_of(entry, where) for where, entry in meant]
@@ -80,10 +81,10 @@ def expression_cases(
             raise DataError(f"{one.where}: means no box; only generalized expressions (gRefCOCO) may")
         name = one.entry.get("dataset_name")
         reference: Json = {"image_id": one.image_id, "boxes": _array(boxes)}
-        cases.append(
-            Case(one.image_id, one.picture, {**reference, "dataset_name": name} if name else reference, one.caption)
+        samples.append(
+            Sample(one.image_id, one.image, {**reference, "dataset_name": name} if name else reference, one.caption)
         )
-    return cases, missing
+    return samples, missing
 
 
 @dataclass(frozen=True)
@@ -97,23 +98,23 @@ class Sentences:
 
     texts: Mapping[int, str]
     presence: Mapping[int, bool]
-    asked: Mapping[CaseId, tuple[int, ...]]
+    asked: Mapping[ItemId, tuple[int, ...]]
 
 
 def read_sentences(folder: Path) -> Sentences:
-    """Read which sentences go with which pictures: `images`, `groups` and `sentences`, as .pkl or .json (D3's d3_pkl).
+    """Read which sentences go with which images: `images`, `groups` and `sentences`, as .pkl or .json (D3's d3_pkl).
 
     Of pickles only plain values are read; what would run code is refused.
 
     Raises:
-        DataError: a file is not there or is something else, or names what is not there.
+        DataError: a file does not exist or is something else, or names what does not exist.
     """
     images, groups, sentences = (_table(folder, name) for name in ("images", "groups", "sentences"))
     try:
         texts = {number: str(one["raw_sent"]) for number, one in sentences.items()}
         presence = {number: not one["is_negative"] for number, one in sentences.items()}
         inner = {number: tuple(sorted(int(own) for own in one["inner_sent_id"])) for number, one in groups.items()}
-        asked: dict[CaseId, tuple[int, ...]] = {number: inner[int(one["group_id"])] for number, one in images.items()}
+        asked: dict[ItemId, tuple[int, ...]] = {number: inner[int(one["group_id"])] for number, one in images.items()}
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{folder}: images, groups and sentences do not fit together ({error!r})") from None
     if strange := [own for numbers in inner.values() for own in numbers if own not in texts]:
@@ -125,7 +126,7 @@ def _entries(path: Path, images: Path | None, dataset_name: str | None = None) -
     document = read_entries(path, ("images", "annotations"))
     listed = image_entries(document, path)
     folder = None if images is None else ImageFolder(images, path)
-    annotations: dict[CaseId, list[tuple[str, Json]]] = {image_id: [] for image_id in listed}
+    annotations: dict[ItemId, list[tuple[str, Json]]] = {image_id: [] for image_id in listed}
     for where, annotation in annotation_entries(document, listed, path):
         annotations[annotation["image_id"]].append((where, annotation))
     entries, missing = [], []
@@ -136,11 +137,11 @@ def _entries(path: Path, images: Path | None, dataset_name: str | None = None) -
         caption = entry.get("caption")
         if not isinstance(caption, str) or not caption.strip():
             raise DataError(f"{where}: has no caption")
-        file, there = picture_file(entry, folder)
-        picture = (images or Path()) / file
+        file, there = image_file(entry, folder)
+        image = (images or Path()) / file
         if folder is not None and not there:
-            missing.append(str(picture))
-        entries.append(_Entry(where, image_id, entry, caption, picture, annotations[image_id]))
+            missing.append(str(image))
+        entries.append(_Entry(where, image_id, entry, caption, image, annotations[image_id]))
     if not entries:
         raise DataError(f"{path}: has no image whose dataset_name is {dataset_name!r}")
     return entries, missing

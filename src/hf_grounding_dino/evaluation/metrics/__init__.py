@@ -1,0 +1,1 @@
+"""The metrics, each an `evaluate.Metric`."""
