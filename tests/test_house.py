@@ -41,14 +41,6 @@ def imports(path: Path) -> list[ast.ImportFrom]:
 
 # On their way to explicit arguments; each line goes with its move.
 MOVING = {
-    "layers/attention.py",
-    "layers/backbone.py",
-    "layers/deformable_attention.py",
-    "layers/heads.py",
-    "layers/text_encoder.py",
-    "losses/criterion.py",
-    "losses/denoising.py",
-    "losses/matcher.py",
     "publishing/facts.py",
     "publishing/publish.py",
 }

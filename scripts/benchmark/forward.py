@@ -116,7 +116,7 @@ def _side(bench: Bench, name: str, inputs: dict[str, Tensor], models: dict[str, 
     def run() -> None:
         nonlocal checked
         if kind == NEW_LABELS:
-            model.model.phrase_memory.clear()
+            model.model.text_feature_cache.clear()
         with torch.inference_mode():
             output = model(**given)
         if not checked:

@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from hf_grounding_dino.export.backbone import check_exportable, coarsest_cell, divide, encode_on_canvas
+from hf_grounding_dino.layers.encoded_image import flatten_levels
 from tiny import FAMILIES, Family, noise_image, one, tiny_model, together
 
 SIZES = ((70, 101), (96, 50), (33, 120), (65, 9), (96, 120))
@@ -22,24 +23,23 @@ def test_equal_to_each_image_at_its_own_size(family: Family, stages: tuple[int, 
     model = tiny_model(family, stages=stages, num_feature_levels=len(stages) + 1).model
     inputs = together([one(noise_image(*size)) for size in SIZES], garbage=9.0)
     image = inputs["pixel_values"], inputs["pixel_mask"]
-    expected, got = model.encode_image(*image), encode_on_canvas(model, *image)
+    expected = flatten_levels(model.encode_image(*image), model._image_positions)
+    got = encode_on_canvas(model, *image)
     # A canvas of 96 x 120 becomes one of 96 x 128, so the levels are compared on the part both have.
     starts = [0, 0]
-    for shape, ours in zip(expected.context.spatial_shapes, got.context.spatial_shapes, strict=True):
+    for shape, ours in zip(expected[1].spatial_shapes, got[1].spatial_shapes, strict=True):
         assert ours[0] >= shape[0] and ours[1] >= shape[1]
         for name in ("image_BSD", "references_BSL2", "positions_BSD", "padding_BS1"):
             parts = []
             for encoded, size, start in ((expected, shape, starts[0]), (got, ours, starts[1])):
-                tensor = encoded.image_BSD if name == "image_BSD" else getattr(encoded.context, name)
+                tensor = encoded[0] if name == "image_BSD" else getattr(encoded[1], name)
                 level = tensor[:, start : start + size[0] * size[1]].unflatten(1, size)
                 parts.append(level[:, : shape[0], : shape[1]])
             if name == "references_BSL2":  # in units of each padded level: back to units of the image
-                parts = [
-                    p / e.context.valid_ratios_BL2[:, None, None] for p, e in zip(parts, (expected, got), strict=True)
-                ]
+                parts = [p / e[1].valid_ratios_BL2[:, None, None] for p, e in zip(parts, (expected, got), strict=True)]
             torch.testing.assert_close(parts[1], parts[0], rtol=1e-4, atol=1e-4)
         starts = [starts[0] + shape[0] * shape[1], starts[1] + ours[0] * ours[1]]
-    assert got.image_BSD.masked_fill(got.context.padding_BS1.logical_not(), 0.0).eq(0).all()
+    assert got[0].masked_fill(got[1].padding_BS1.logical_not(), 0.0).eq(0).all()
 
 
 def test_windows_of_a_shifted_image() -> None:

@@ -206,11 +206,13 @@ def test_all_labels_in_one_pass(pipe: Any, image: Image.Image) -> None:
     """8 labels: one run of the network, one of the backbone; the second time no phrase is read anew."""
     counts = [count(module) for module in (pipe.model, pipe.model.model.backbone)]
     pipe(image, candidate_labels=LABELS)
-    kept = len(pipe.model.model.phrase_memory)
+    kept = len(pipe.model.model.text_feature_cache)
     pipe(image, candidate_labels=LABELS)
     for _, hook in counts:
         hook.remove()
-    assert [len(runs) for runs, _ in counts] == [2, 2] and len(pipe.model.model.phrase_memory) == kept > len(LABELS)
+    assert [len(runs) for runs, _ in counts] == [2, 2] and len(pipe.model.model.text_feature_cache) == kept > len(
+        LABELS
+    )
 
 
 def test_many_labels_share_the_backbone(pipe: Any, image: Image.Image) -> None:

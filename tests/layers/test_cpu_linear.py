@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from hf_grounding_dino.layers import cpu_linear as module
-from hf_grounding_dino.layers.cpu_linear import batched_linear, is_plain_linear, token_wise
+from hf_grounding_dino.layers.cpu_linear import batched_linear, cpu_linear, is_plain_linear
 
 
 def layers(activation: str = "relu") -> tuple[nn.Module, ...]:
@@ -36,9 +36,9 @@ def test_equal_to_the_layers(rows: int, activation: str, monkeypatch: pytest.Mon
     steps = layers(activation)
     wanted = one_by_one(tokens(), steps)
     with torch.no_grad():
-        torch.testing.assert_close(token_wise(tokens(), *steps), wanted, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(token_wise(tokens().mT.contiguous().mT, *steps), wanted, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(token_wise(tokens(), *steps), wanted, rtol=0, atol=0)
+        torch.testing.assert_close(cpu_linear(tokens(), *steps), wanted, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(cpu_linear(tokens().mT.contiguous().mT, *steps), wanted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(cpu_linear(tokens(), *steps), wanted, rtol=0, atol=0)
 
 
 def operators(function: Callable[[], Any]) -> set[str]:
@@ -53,21 +53,21 @@ def test_float32_goes_through_onednn_with_and_without_gradients() -> None:
     """With one thread, too, where torch sends a convolution that is not dilated elsewhere."""
     steps, x = layers(), torch.randn(2, 2000, 8, requires_grad=True)
     with torch.no_grad():
-        assert "aten::mkldnn_linear" in operators(lambda: token_wise(x, *steps))
+        assert "aten::mkldnn_linear" in operators(lambda: cpu_linear(x, *steps))
         assert "aten::mkldnn_linear" in operators(lambda: batched_linear(torch.randn(2, 9, 8), torch.randn(2, 64, 8)))
-        assert "aten::mkldnn_linear" not in operators(lambda: token_wise(x[:, :5], *steps))
-    seen = operators(lambda: token_wise(x, *steps).sum().backward())
+        assert "aten::mkldnn_linear" not in operators(lambda: cpu_linear(x[:, :5], *steps))
+    seen = operators(lambda: cpu_linear(x, *steps).sum().backward())
     assert {"aten::mkldnn_convolution", "aten::convolution_backward"} <= seen
     slow = {"aten::addmm", "aten::_slow_conv2d_forward", "aten::slow_conv_dilated2d"}
     assert not slow & seen
-    few = operators(lambda: token_wise(x[0, :1000], *steps[:1]).sum().backward())
+    few = operators(lambda: cpu_linear(x[0, :1000], *steps[:1]).sum().backward())
     assert slow & few == {"aten::addmm"}, "a linear layer where torch would not take the convolution to oneDNN"
 
 
 @pytest.mark.parametrize("shape", [(2, 1500, 8), (3000, 8), (3, 50, 20, 8), (125, 8)])
 def test_gradients_equal_those_of_the_layers(shape: tuple[int, ...]) -> None:
     results = []
-    for function in (lambda x, steps: token_wise(x, *steps), one_by_one):
+    for function in (lambda x, steps: cpu_linear(x, *steps), one_by_one):
         steps = layers()
         x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
         output = function(x, steps)
@@ -92,7 +92,7 @@ def test_batched_products(labels: int, bias: bool) -> None:
 def test_other_types(dtype: torch.dtype) -> None:
     steps = tuple(step.to(dtype) for step in layers())
     with torch.no_grad():
-        result = token_wise(tokens(dtype), *steps)
+        result = cpu_linear(tokens(dtype), *steps)
         assert result.dtype == dtype
         torch.testing.assert_close(result, one_by_one(tokens(dtype), steps), rtol=2e-2, atol=2e-2)
 
@@ -100,7 +100,7 @@ def test_other_types(dtype: torch.dtype) -> None:
 def test_autocast_is_kept() -> None:
     steps = layers()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert token_wise(tokens(), *steps).dtype == torch.bfloat16
+        assert cpu_linear(tokens(), *steps).dtype == torch.bfloat16
 
 
 class Doubled(nn.Linear):
@@ -140,7 +140,7 @@ def test_adapters_hooks_and_other_forwards_are_obeyed() -> None:
         changed = change(fresh)
         assert not is_plain_linear(changed)
         with torch.no_grad():
-            torch.testing.assert_close(token_wise(tokens(), changed), 2 * wanted)
+            torch.testing.assert_close(cpu_linear(tokens(), changed), 2 * wanted)
     assert not is_plain_linear(hooked_before(nn.Linear(8, 6)))
 
 
@@ -148,4 +148,4 @@ def test_dropout_in_training_drops() -> None:
     steps = layers()
     steps[2].train()
     with torch.no_grad():
-        assert not torch.equal(token_wise(tokens(), *steps), token_wise(tokens(), *steps))
+        assert not torch.equal(cpu_linear(tokens(), *steps), cpu_linear(tokens(), *steps))

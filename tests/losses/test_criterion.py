@@ -15,7 +15,7 @@ import tiny
 from hf_grounding_dino.losses.criterion import Matches, Predictions, grounding_loss, paired_losses
 from hf_grounding_dino.losses.matcher import match
 from hf_grounding_dino.losses.targets import prepare_targets
-from hf_grounding_dino.models.grounding_dino.configuration_grounding_dino import LossWeights
+from hf_grounding_dino.losses.weights import LossWeights
 from hf_grounding_dino.processing.prompts import phrase_numbers
 from loops import Box, giou, l1, phrase_tokens, token_sum
 

@@ -17,7 +17,7 @@ import tiny
 from hf_grounding_dino.losses.denoising import Denoising, DenoisingSettings, NoisedQueries, noise_image, num_groups
 from hf_grounding_dino.losses.targets import Targets, prepare_targets
 from hf_grounding_dino.models.detector import GroundingDinoModelOutput
-from hf_grounding_dino.models.grounding_dino.decoder import HeadInputs, predict_layers
+from hf_grounding_dino.models.grounding_dino.heads import HeadInputs, predict_layers
 from hf_grounding_dino.processing.prompts import phrase_numbers
 from loops import Box, corners, giou, l1, phrase_tokens, token_sum
 
@@ -227,8 +227,8 @@ def test_every_term_equals_the_loops(family: tiny.Family) -> None:
     inputs = HeadInputs(denoised(base), references, noised.mask_BN, text, real)
     layers = predict_layers(range(3), model.bbox_embed, model.class_embed, inputs)
     expected = {}
-    for suffix, logits, boxes in zip(("_dn_0", "_dn_1", "_dn"), *(x.detach() for x in layers), strict=True):
-        terms = slow_terms(logits, boxes, model.config.focal_alpha)
+    for suffix, layer in zip(("_dn_0", "_dn_1", "_dn"), layers, strict=True):
+        terms = slow_terms(layer["logits"].detach(), layer["pred_boxes"].detach(), model.config.focal_alpha)
         expected |= {f"{n}{suffix}": v for n, v in zip(("loss_ce", "loss_bbox", "loss_giou"), terms, strict=True)}
     assert {k: v.item() for k, v in output.loss_dict.items() if "_dn" in k} == pytest.approx(expected, rel=1e-5)
     assert len(output.loss_dict) == 12 + 9

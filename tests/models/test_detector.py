@@ -67,12 +67,8 @@ def test_outputs_and_encoded_images_move() -> None:
     assert len(tensors_of(list(moved.values()))) == len(tensors_of(list(output.values())))
     half = output.to(torch.float16)
     assert half.logits.dtype == torch.float16 and half.input_ids.dtype == torch.int64
-    there = encoded.to("meta")
-    assert {t.device.type for t in tensors_of([there.image_BSD, *there.context])} == {"meta"}
-    back = encoded.to(torch.float64)
-    assert back.image_BSD.dtype == torch.float64
-    assert back.context.may_attend_B11S is not None and back.context.may_attend_B11S.dtype == torch.bool
-    assert back.context.references_BSL2.dtype == torch.float32, "coordinates stay as exact as they are"
+    assert {t.device.type for t in tensors_of(encoded.to("meta"))} == {"meta"}
+    assert {t.dtype for t in tensors_of(encoded.to(torch.float64))} == {torch.float64}
 
 
 def tensors_of(value: Any) -> list[torch.Tensor]:

@@ -1,10 +1,8 @@
 """The pyramid of images of unequal sizes on one canvas, each as if it were alone, in steps that no size decides.
 
-`backbones.padded_pyramid` runs each image at its own size, for which the host must know the sizes. A graph that serves
+`layers.encoded_image` runs each image at its own size, for which the host must know the sizes. A graph that serves
 any sizes cannot do so: here they are tensors, and masks and indices made from them keep the padding out of windows,
 norms and convolutions. The results are equal; this way takes longer, and is for export alone.
-
-Shapes: `B` images, `N` cells of all canvases, `V` windows of all canvases, `A` cells of a window, `C` width, `D` width.
 """
 
 from __future__ import annotations
@@ -18,7 +16,6 @@ from torch import Tensor, nn
 from ..layers.context import ImageContext, Size, cell_centres, padding_mask
 from ..layers.positions import SinePositionEmbedding
 from ..layers.swin import OUT_OF_SIGHT, follows_stock
-from ..models.grounding_dino.encoded_image import EncodedImage
 from ..models.grounding_dino.modeling_grounding_dino import GroundingDinoModel
 
 
@@ -57,8 +54,10 @@ def coarsest_cell(swin: Any) -> int:
     return int(swin.config.patch_size * 2 ** (len(swin.swin.encoder.layers) - 1))
 
 
-def encode_on_canvas(model: GroundingDinoModel, pixel_values: Tensor, pixel_mask: Tensor) -> EncodedImage:
-    """What `model.encode_image` gives, with one graph for all sizes of canvas and images.
+def encode_on_canvas(
+    model: GroundingDinoModel, pixel_values: Tensor, pixel_mask: Tensor
+) -> tuple[Tensor, ImageContext]:
+    """What `flatten_levels` gives of `model.encode_image`, with one graph for all sizes of canvas and images.
 
     Args:
         model: one that `check_exportable` passes.
@@ -85,7 +84,7 @@ def encode_on_canvas(model: GroundingDinoModel, pixel_values: Tensor, pixel_mask
         references_BSL2=centres_BS2[:, :, None] * valid_ratios_BL2[:, None],
         positions_BSD=torch.cat(positions, 1).to(image_BSD.dtype),
     )
-    return EncodedImage(image_BSD, context)
+    return image_BSD, context
 
 
 def _numbers(size: Size, device: torch.device) -> Tensor:
@@ -108,7 +107,7 @@ def _canvas(swin: Any, pixel_values: Tensor, pixel_mask: Tensor) -> Level:
 
 
 def _pyramid(model: GroundingDinoModel, canvas: Level) -> list[Level]:
-    """All levels, as `backbones.feature_pyramid` defines them."""
+    """All levels, as `layers.backbone.feature_pyramid` defines them."""
     maps = masked_swin(model.backbone.conv_encoder.model, canvas)
     levels: list[Level] = []
     projections = cast(Iterable[tuple[nn.Conv2d, nn.GroupNorm]], model.input_proj_vision)

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from ..models.grounding_dino.decoder import predict_layers
-from ..models.grounding_dino.encoded_image import Prompt, head_inputs
+from ..models.detector import TextInputs
+from ..models.grounding_dino.heads import head_inputs, predict_layers
 from ..models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
 from ..utils.atomic import write_atomic
 from .backbone import check_exportable, coarsest_cell, encode_on_canvas
@@ -68,20 +68,13 @@ class DetectionGraph(nn.Module):
             both float32.
         """
         detector = self.detector
-        prompt = Prompt.of(input_ids, token_type_ids, attention_mask)
-        encoded = encode_on_canvas(detector.model, pixel_values, pixel_mask)
-        output = detector.model(
-            None,
-            *prompt[:2],
-            attention_mask,
-            output_attentions=False,
-            output_hidden_states=False,
-            encoded_image=encoded,
-            return_dict=True,
-        )
-        last_layer, inputs = range(detector.config.decoder_layers)[-1:], head_inputs(output, prompt.may_attend_BT)
-        logits_1BQT, boxes_1BQ4 = predict_layers(last_layer, detector.bbox_embed, detector.class_embed, inputs)
-        return logits_1BQT[0].float(), boxes_1BQ4[0]
+        words = TextInputs.from_ids(input_ids, attention_mask, token_type_ids)
+        image = encode_on_canvas(detector.model, pixel_values, pixel_mask)
+        text = detector.model.encode_text(*words)
+        output = detector.model.decode(*image, text, output_attentions=False, output_hidden_states=False)
+        last_layer, inputs = range(detector.config.decoder_layers)[-1:], head_inputs(output, words.attention_mask)
+        (last,) = predict_layers(last_layer, detector.bbox_embed, detector.class_embed, inputs)
+        return last["logits"].float(), last["pred_boxes"]
 
 
 def smallest_side(model: GroundingDinoForObjectDetection) -> int:

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.image_utils import ChannelDimension
 
-from ..models.grounding_dino.encoded_image import EncodedImage
+from ..layers.encoded_image import EncodedImage
 from ..models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
 from ..processing.defaults import Scoring
 from ..processing.image_processing_grounding_dino import read_images

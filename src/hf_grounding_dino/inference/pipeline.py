@@ -17,8 +17,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import ZeroShotObjectDetectionPipeline
 
-from ..models.grounding_dino.configuration_grounding_dino import as_own_config
+from ..models.configuration import own_config
 from ..models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
+from ..models.registry import MODEL_TYPES, load
 from ..processing.closed_vocabulary import doubts
 from ..processing.defaults import Scoring
 from ..processing.image_processing_grounding_dino import read_images, upright
@@ -34,7 +35,6 @@ DEFAULT_THRESHOLD = 0.1
 Found = dict[str, Any]
 """One detection: `score`, `label`, and `box` with `xmin`, `ymin`, `xmax` and `ymax` in whole pixels."""
 
-_STOCK_MODELS = (transformers.GroundingDinoForObjectDetection, transformers.MMGroundingDinoForObjectDetection)
 _LOAD_HERE = "load it with this package instead, or call register() first"
 _FORWARD_OPTIONS = ("threshold", "scoring", "nms", "chunk_tokens", "chunk_labels", "chunk_batch")
 _CALL_OPTIONS = ("batch_size", "num_workers", "timeout", "top_k", *_FORWARD_OPTIONS)
@@ -233,18 +233,20 @@ def _labels_per_image(labels: Any, num_images: int) -> Iterable[Any]:
 
 def _own_model(model: Any) -> GroundingDinoForObjectDetection:
     """The model itself, or its twin in this package with the same tensors."""
-    if isinstance(model, GroundingDinoForObjectDetection):
+    row = MODEL_TYPES.get(model.config.model_type)
+    detector: Any = load(row.detector) if row else ()
+    if isinstance(model, detector):
         return model
     name = f"{type(model).__module__}.{type(model).__name__}"
-    if not isinstance(model, _STOCK_MODELS):
+    if row is None or row.stock is None or not isinstance(model, getattr(transformers, row.stock)):
         raise ValueError(f"{name} is not a model for this pipeline: give a GroundingDinoForObjectDetection.")
     if len(set(getattr(model, "hf_device_map", {}).values())) > 1 or getattr(model, "hf_quantizer", None) is not None:
         raise ValueError(f"{name} is quantized or on several devices: {_LOAD_HERE}.")
     twin, report = cast(
         tuple[GroundingDinoForObjectDetection, dict[str, Any]],
-        GroundingDinoForObjectDetection.from_pretrained(
+        detector.from_pretrained(
             None,
-            config=as_own_config(model.config),
+            config=own_config(model.config),
             state_dict=model.state_dict(),
             dtype=model.dtype,
             output_loading_info=True,
@@ -256,7 +258,7 @@ def _own_model(model: Any) -> GroundingDinoForObjectDetection:
     if len(heads) > 1 and _first(heads[0]) is _first(heads[1]) and not twin.config.decoder_bbox_embed_share:
         raise ValueError(f"This version of transformers has one box head for all layers of {name}: {_LOAD_HERE}.")
     twin.name_or_path = model.name_or_path
-    twin.to(model.device)  # type: ignore[arg-type]
+    twin.to(model.device)
     return twin
 
 

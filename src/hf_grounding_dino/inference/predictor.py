@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..data.images import load_image
-from ..models.grounding_dino.encoded_image import EncodedImage
+from ..layers.encoded_image import EncodedImage
 from ..models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
 from ..processing.post_processing import Detections
 from ..processing.processing_grounding_dino import GroundingDinoProcessor

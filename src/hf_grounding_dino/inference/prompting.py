@@ -15,7 +15,7 @@ from typing import Any, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
-from ..models.grounding_dino.encoded_image import EncodedImage
+from ..layers.encoded_image import EncodedImage
 from ..models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
 from ..processing.closed_vocabulary import doubts
 from ..processing.defaults import DEFAULTS, PostProcessing

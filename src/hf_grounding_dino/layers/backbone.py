@@ -1,21 +1,15 @@
-"""Images to a pyramid of features: any image backbone of transformers, each image at its own size.
-
-Shapes: `B` batch, `H`, `W` pixels or cells, `S` image tokens, `C` width of a stage, `D` width.
-"""
+"""Images to a pyramid of features: any image backbone of transformers."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
-from transformers import AutoBackbone
+from transformers import AutoBackbone, PretrainedConfig
 
-from ..models.grounding_dino.configuration_grounding_dino import GROUP_NORM_GROUPS, AnyGroundingDinoConfig
-from .context import ImageContext, Size, build_image_context
 from .positions import LearnedPositionEmbedding, SinePositionEmbedding
 from .swin import follows_stock, is_swin, swin_feature_maps, unused_of_swin
 
@@ -80,9 +74,9 @@ def _unused_of_twin(config: Any) -> frozenset[str]:
 class ConvEncoder(nn.Module):
     """The image backbone as transformers offers it."""
 
-    def __init__(self, config: AnyGroundingDinoConfig) -> None:
+    def __init__(self, config: PretrainedConfig) -> None:
         super().__init__()
-        self.model: Any = AutoBackbone.from_config(config.backbone_config)
+        self.model: Any = AutoBackbone.from_config(config)
         freeze_batch_norm(self.model)
         self.unused = unused_parameters(self.model)
         self.freeze_unused()
@@ -108,14 +102,13 @@ class ConvEncoder(nn.Module):
 class ImageBackbone(nn.Module):
     """Images to feature maps, and the position of each cell."""
 
-    def __init__(self, config: AnyGroundingDinoConfig) -> None:
+    def __init__(
+        self, config: PretrainedConfig, position_embedding: SinePositionEmbedding | LearnedPositionEmbedding
+    ) -> None:
+        """Build the backbone of a configuration of its own."""
         super().__init__()
         self.conv_encoder = ConvEncoder(config)
-        self.position_embedding: SinePositionEmbedding | LearnedPositionEmbedding
-        if config.position_embedding_type == "sine":
-            self.position_embedding = SinePositionEmbedding(config.d_model, config.positional_embedding_temperature)
-        else:
-            self.position_embedding = LearnedPositionEmbedding(config.d_model)
+        self.position_embedding = position_embedding
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """Feature maps of the configured stages, finest first, each `(B, C, H, W)`."""
@@ -123,13 +116,13 @@ class ImageBackbone(nn.Module):
         return maps
 
 
-def build_input_projections(channels: Sequence[int], config: AnyGroundingDinoConfig) -> nn.ModuleList:
+def build_input_projections(channels: Sequence[int], width: int, num_levels: int, num_groups: int) -> nn.ModuleList:
     """A 1 x 1 convolution for each stage, then 3 x 3 convolutions of stride 2 for the levels beyond."""
-    layers = [nn.Conv2d(width, config.d_model, kernel_size=1) for width in channels]
-    for level in range(len(channels), config.num_feature_levels):
-        width = channels[-1] if level == len(channels) else config.d_model
-        layers.append(nn.Conv2d(width, config.d_model, kernel_size=3, stride=2, padding=1))
-    return nn.ModuleList(nn.Sequential(c, nn.GroupNorm(GROUP_NORM_GROUPS, config.d_model)) for c in layers)
+    layers = [nn.Conv2d(stage, width, kernel_size=1) for stage in channels]
+    for level in range(len(channels), num_levels):
+        before = channels[-1] if level == len(channels) else width
+        layers.append(nn.Conv2d(before, width, kernel_size=3, stride=2, padding=1))
+    return nn.ModuleList(nn.Sequential(c, nn.GroupNorm(num_groups, width)) for c in layers)
 
 
 def feature_pyramid(backbone: ImageBackbone, projections: nn.ModuleList, pixel_values: Tensor) -> list[Tensor]:
@@ -139,75 +132,3 @@ def feature_pyramid(backbone: ImageBackbone, projections: nn.ModuleList, pixel_v
     for project in projections[len(maps) :]:
         levels.append(project(maps[-1] if len(levels) == len(maps) else levels[-1]))
     return levels
-
-
-def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> list[Size]:
-    """(height, width) of each image's own pixels, which fill the top left of the canvas.
-
-    Raises:
-        ValueError: the mask has another size than the pixels, or an image has no pixel of its own.
-    """
-    batch, _, height, width = pixel_values.shape
-    if pixel_mask is None:
-        return [(height, width)] * batch
-    if pixel_mask.shape != (batch, height, width):
-        raise ValueError(f"`pixel_mask` is {tuple(pixel_mask.shape)}, `pixel_values` need {(batch, height, width)}.")
-    own = pixel_mask.bool()
-    if torch.compiler.is_compiling():
-        # A graph is for one size; it asks this of every mask while it runs.
-        assert own.all(), "A compiled model takes images of one size, without padding: batch them by size."
-        return [(height, width)] * batch
-    sizes = torch.stack([own.any(2).sum(1), own.any(1).sum(1)], 1).tolist()
-    for i, (h, w) in enumerate(sizes):
-        if not h or not w:
-            raise ValueError(f"`pixel_mask` leaves no pixel of image {i}.")
-    return [(h, w) for h, w in sizes]
-
-
-def padded_pyramid(
-    pixel_values: Tensor,
-    pixel_mask: Tensor | None,
-    pyramid: Callable[[Tensor], list[Tensor]],
-    embed: Callable[[tuple[tuple[Size, ...], ...], tuple[Size, ...]], Tensor],
-) -> tuple[Tensor, ImageContext]:
-    """Run each image at its own size, then pad the feature maps, so that a batch equals its parts.
-
-    Norms and windows of a backbone would see padded pixels; here they meet none. Images of one size run together.
-
-    Args:
-        pyramid: images of one size to their levels.
-        embed: level sizes of each image and padded level sizes to positions `(B, S, D)`.
-
-    Returns:
-        The flattened levels `(B, S, D)`, zero on padding, and their geometry.
-    """
-    groups: dict[Size, list[int]] = defaultdict(list)
-    for i, size in enumerate(image_sizes(pixel_values, pixel_mask)):
-        groups[size].append(i)
-    results = [(rows, pyramid(_crop(pixel_values, rows, size))) for size, rows in groups.items()]
-    sizes, spatial_shapes, flattened = [], [], []
-    for level in range(len(results[0][1])):
-        maps = [(rows, levels[level]) for rows, levels in results]
-        padded: Size = (max(m.shape[2] for _, m in maps), max(m.shape[3] for _, m in maps))
-        own = {row: (m.shape[2], m.shape[3]) for rows, m in maps for row in rows}
-        order = [row for rows, _ in maps for row in rows]
-        canvas = torch.cat([_pad(m, padded) for _, m in maps])
-        if len(maps) > 1:
-            canvas = canvas[torch.tensor(order, device=canvas.device).argsort()]
-        flattened.append(canvas.flatten(2).transpose(1, 2))
-        sizes.append(tuple(own[row] for row in range(len(order))))
-        spatial_shapes.append(padded)
-    positions = embed(tuple(sizes), tuple(spatial_shapes))
-    image_BSD = torch.cat(flattened, 1)
-    context = build_image_context(tuple(sizes), tuple(spatial_shapes), positions.to(image_BSD.dtype))
-    return image_BSD, context
-
-
-def _crop(pixel_values: Tensor, rows: list[int], size: Size) -> Tensor:
-    if len(rows) < len(pixel_values):
-        pixel_values = pixel_values[rows]
-    return pixel_values[:, :, : size[0], : size[1]]
-
-
-def _pad(maps: Tensor, size: Size) -> Tensor:
-    return nn.functional.pad(maps, (0, size[1] - maps.shape[3], 0, size[0] - maps.shape[2]))

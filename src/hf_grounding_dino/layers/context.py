@@ -1,12 +1,9 @@
-"""What travels along the layers and never changes: the geometry of the pyramid, masks and positions.
-
-Shapes: `B` batch, `S` image tokens (all levels, flattened and padded), `T` text tokens, `L` levels, `D` width.
-"""
+"""What travels along the layers and never changes: the geometry of the pyramid, masks and positions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +11,10 @@ from torch import Tensor
 Size = tuple[int, int]
 OwnSizes = tuple[Size, ...] | Tensor
 """(height, width) of each image's own part of a level; a tensor `(B, 2)` where a graph is made for any sizes."""
+
+
+PositionEmbed = Callable[[tuple[tuple[Size, ...], ...], tuple[Size, ...]], Tensor]
+"""Own sizes by level and image, and the padded size of each level, to the position of every token, `(B, S, D)`."""
 
 
 class ImageContext(NamedTuple):
@@ -42,18 +43,6 @@ class ImageContext(NamedTuple):
         known = [level for level in self.sizes if isinstance(level, tuple)]
         tokens = [sum(h * w for h, w in image) for image in zip(*known, strict=True)]
         return min(tokens) if tokens else 0  # torch before 2.12 cannot trace `default`
-
-
-class Recording(NamedTuple):
-    """What a forward pass keeps for the caller beside its result: states and attention weights of every layer."""
-
-    states: bool
-    weights: bool
-
-
-def by_kind(weights: Sequence[tuple[Any, ...]]) -> tuple[tuple[Any, ...], ...]:
-    """From a tuple of kinds for each layer to a tuple of layers for each kind, as transformers orders them."""
-    return tuple(zip(*weights, strict=True))
 
 
 class TextContext(NamedTuple):
@@ -93,22 +82,25 @@ def padding_mask(sizes: OwnSizes, padded: Size, device: torch.device) -> Tensor:
 
 
 def build_image_context(
-    sizes: tuple[tuple[Size, ...], ...], spatial_shapes: tuple[Size, ...], positions_BSD: Tensor
+    sizes: tuple[tuple[Size, ...], ...], spatial_shapes: tuple[Size, ...], embed: PositionEmbed
 ) -> ImageContext:
     """Gather the geometry of a padded pyramid from the images' own level sizes."""
+    batch, levels = len(sizes[0]), list(zip(sizes, spatial_shapes, strict=True))
+    is_padded = any(size != padded for own, padded in levels for size in own)
+    if not is_padded:  # every image is as the first
+        sizes, levels = tuple(own[:1] for own in sizes), [(own[:1], padded) for own, padded in levels]
+    positions_BSD = embed(sizes, spatial_shapes)
     device = positions_BSD.device
-    levels = list(zip(sizes, spatial_shapes, strict=True))
     ratios = [[[w / padded[1], h / padded[0]] for (h, w) in own] for own, padded in levels]
     valid_ratios_BL2 = torch.tensor(ratios, device=device, dtype=torch.float32).transpose(0, 1)
     centres_BS2 = torch.cat([cell_centres(own, padded, device) for own, padded in levels], 1)
-    is_padded = any(size != padded for own, padded in levels for size in own)
     padding_BS = torch.cat([padding_mask(own, padded, device) for own, padded in levels], 1) if is_padded else None
     return ImageContext(
         spatial_shapes=spatial_shapes,
-        sizes=sizes,
+        sizes=tuple(own if is_padded else own * batch for own in sizes),
         may_attend_B11S=None if padding_BS is None else padding_BS.logical_not()[:, None, None],
         padding_BS1=None if padding_BS is None else padding_BS[..., None],
-        valid_ratios_BL2=valid_ratios_BL2,
-        references_BSL2=centres_BS2[:, :, None] * valid_ratios_BL2[:, None],
-        positions_BSD=positions_BSD,
+        valid_ratios_BL2=valid_ratios_BL2.expand(batch, -1, -1),
+        references_BSL2=(centres_BS2[:, :, None] * valid_ratios_BL2[:, None]).expand(batch, -1, -1, -1),
+        positions_BSD=positions_BSD.expand(batch, -1, -1),
     )

@@ -24,7 +24,7 @@ RECORDING_HOOKS = "transformers.utils.output_capturing"
 Step = Callable[[Tensor], Tensor]
 
 
-def token_wise(x: Tensor, *layers: nn.Module) -> Tensor:
+def cpu_linear(x: Tensor, *layers: nn.Module) -> Tensor:
     """The layers one after another, for tokens in the last dimension but one; the result does not depend on the way.
 
     Args:

@@ -1,7 +1,4 @@
-"""Heads: boxes by a small perceptron, classes by comparing queries with text tokens.
-
-Shapes: `B` batch, `N` queries or image tokens, `T` text tokens, `D` width.
-"""
+"""Heads: boxes by a small perceptron, classes by comparing queries with text tokens."""
 
 from __future__ import annotations
 
@@ -10,15 +7,12 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
-
-from ..models.grounding_dino.configuration_grounding_dino import AnyGroundingDinoConfig, MMGroundingDinoConfig
 
 PRIOR_PROBABILITY = 0.01
 
 
-class Perceptron(nn.Module):
+class MLP(nn.Module):
     """Linear layers with ReLU between them."""
 
     def __init__(self, width_in: int, width: int, width_out: int, num_layers: int) -> None:
@@ -46,7 +40,7 @@ def logit(x: Tensor, epsilon: float | None, clamps_apart: bool) -> Tensor:
     return (x.clamp(min=epsilon) / (1 - x).clamp(min=epsilon)).log()
 
 
-class BoxHead(Perceptron):
+class BoxHead(MLP):
     """Offsets of a box in logit space; none at initialisation."""
 
     def __init__(self, width: int, epsilon: float | None, clamps_apart: bool = False) -> None:
@@ -73,13 +67,10 @@ class BoxHead(Perceptron):
 class ContrastiveHead(nn.Module):
     """Similarity of queries and text tokens (section 3.1 of the paper); scaled and biased in MM-Grounding-DINO."""
 
-    def __init__(self, config: AnyGroundingDinoConfig) -> None:
+    def __init__(self, biased: bool) -> None:
         super().__init__()
         self.bias: nn.Parameter | None
-        if isinstance(config, MMGroundingDinoConfig):
-            self.bias = nn.Parameter(torch.empty(()))
-        else:
-            self.register_parameter("bias", None)
+        self.register_parameter("bias", nn.Parameter(torch.empty(())) if biased else None)
 
     def initialize_parameters(self) -> None:
         """Every token starts with the prior probability of a rare class (focal loss, section 4.1)."""
@@ -98,44 +89,3 @@ class ContrastiveHead(nn.Module):
 def pad_logits(logits: Tensor, width: int) -> Tensor:
     """Widen the last dimension to at least `width` with -inf."""
     return nn.functional.pad(logits, (0, max(0, width - logits.shape[-1])), value=-torch.inf)
-
-
-def build_heads(config: AnyGroundingDinoConfig, epsilon: float) -> tuple[nn.ModuleList, nn.ModuleList]:
-    """A box head, whose logit has this epsilon, and a class head for each decoder layer."""
-    boxes = nn.ModuleList(BoxHead(config.d_model, epsilon, config.clamps_apart) for _ in range(config.decoder_layers))
-    classes = nn.ModuleList(ContrastiveHead(config) for _ in range(config.decoder_layers))
-    return boxes, classes
-
-
-def refuse_untied_heads(model: PreTrainedModel, missing_keys: set[str]) -> None:
-    """Refuse a checkpoint with different heads where its configuration shares them.
-
-    Args:
-        model: the detector, with what the checkpoint holds.
-        missing_keys: what it does not hold.
-
-    Raises:
-        ValueError: naming the tensors and the flag.
-    """
-    for target, source in model.get_expanded_tied_weights_keys().items():
-        if target in missing_keys or source in missing_keys:
-            continue
-        if not torch.equal(model.get_parameter(target), model.get_parameter(source)):
-            flag = "decoder_bbox_embed_share" if "bbox_embed" in target else "decoder_cls_embed_share"
-            raise ValueError(
-                f"The checkpoint holds different values for {source} and {target}, but its configuration has"
-                f" `{flag}=True`: set `{flag}` to False in config.json."
-            )
-
-
-def tied_heads(config: AnyGroundingDinoConfig) -> dict[str, str]:
-    """Which parameters are one tensor, as `{pattern of the copy: source}`; the names are those of transformers."""
-    tied = {}
-    if config.decoder_bbox_embed_share and config.decoder_layers > 1:
-        tied[r"bbox_embed.(?![0])\d+"] = "bbox_embed.0"
-    tied["model.decoder.bbox_embed"] = "bbox_embed"
-    if isinstance(config, MMGroundingDinoConfig):
-        if config.decoder_cls_embed_share and config.decoder_layers > 1:
-            tied[r"class_embed.(?![0])\d+"] = "class_embed.0"
-        tied["model.decoder.class_embed"] = "class_embed"
-    return tied

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .context import Size
-from .cpu_linear import is_hooked, token_wise
+from .cpu_linear import cpu_linear, is_hooked
 
 ROWS_AT_A_TIME = 4096
 OUT_OF_SIGHT = -100.0
@@ -95,7 +95,7 @@ def merge_patches(merging: Any, rows_NC: Tensor, batch: int, size: Size) -> tupl
         map_BHWC = nn.functional.pad(map_BHWC, (0, 0, 0, width % 2, 0, height % 2))
     half = ((height + 1) // 2, (width + 1) // 2)
     joined = map_BHWC.view(batch, half[0], 2, half[1], 2, -1).permute(0, 1, 3, 4, 2, 5)
-    return token_wise(merging.norm(joined.reshape(batch * half[0] * half[1], -1)), merging.reduction), half
+    return cpu_linear(merging.norm(joined.reshape(batch * half[0] * half[1], -1)), merging.reduction), half
 
 
 class Windows(NamedTuple):
@@ -239,11 +239,11 @@ def run_layer(layer: Any, rows_NC: Tensor, windows: Windows, chunk: Chunk, batch
     attended_NC = attend(layer.attention, normed_NC, windows, chunk.windows.start)
     if slots_N is not None:
         attended_NC = take_rows(attended_NC, slots_N)
-    update = layer.dropout(token_wise(attended_NC, layer.attention.o_proj))
+    update = layer.dropout(cpu_linear(attended_NC, layer.attention.o_proj))
     # Stochastic depth drops whole images.
     rows_NC = rows_NC + layer.drop_path(update.unflatten(0, (batch, -1))).flatten(0, 1)
     mlp = layer.mlp
-    return layer.dropout(token_wise(layer.layernorm_after(rows_NC), mlp.fc1, mlp.activation_fn, mlp.fc2)) + rows_NC
+    return layer.dropout(cpu_linear(layer.layernorm_after(rows_NC), mlp.fc1, mlp.activation_fn, mlp.fc2)) + rows_NC
 
 
 def attend(attention: Any, rows: Tensor, windows: Windows, first: int) -> Tensor:
@@ -255,7 +255,7 @@ def attend(attention: Any, rows: Tensor, windows: Windows, first: int) -> Tensor
     """
     shape = (-1, windows.side**2, attention.num_attention_heads, attention.head_dim)
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-    query, key, value = (token_wise(rows, project).view(shape).transpose(1, 2) for project in projections)
+    query, key, value = (cpu_linear(rows, project).view(shape).transpose(1, 2) for project in projections)
     bias_1MAA = attention.relative_position_bias()
     dropout = attention.attention_dropout if attention.training else 0.0
     if rows.device.type == "cpu":

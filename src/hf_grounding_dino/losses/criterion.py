@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou_loss, sigmoid_focal_loss
 
-from ..models.grounding_dino.configuration_grounding_dino import LossWeights
 from .matcher import FOCAL_GAMMA, match
 from .targets import Targets
+from .weights import LossWeights
 
 
 class Predictions(NamedTuple):

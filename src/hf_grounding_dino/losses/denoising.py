@@ -24,10 +24,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_convert
 
-from ..models.grounding_dino.configuration_grounding_dino import LossWeights
-from ..models.grounding_dino.decoder import DecoderOutput, Memory
 from .criterion import Matches, Predictions, paired_losses
 from .targets import Targets
+from .weights import LossWeights
 
 BOX_EPSILON = 1e-3
 """How near to 0 and 1 a noised coordinate may come, as in mmdetection."""
@@ -92,15 +91,14 @@ class NoisedQueries(NamedTuple):
     shares_B: Tensor
     positives: Matches
 
-    def before(self, content_BQD: Tensor, boxes_BQ4: Tensor, memory: Memory) -> tuple[Tensor, Tensor, Memory]:
-        """What the decoder begins with: these queries, then the matching queries, and who sees whom."""
-        content = torch.cat([self.content_BND.to(content_BQD.dtype), content_BQD], 1)
-        boxes = torch.cat([self.boxes_BN4, boxes_BQ4], 1)
-        may_attend = self._may_attend(content_BQD.shape[1], memory.may_attend_B11Q)
-        return content, boxes, memory._replace(may_attend_B1QQ=may_attend)
+    def may_attend(self, num_matching: int, matching_B11Q: Tensor | None) -> Tensor:
+        """Who sees whom, `(B, 1, N + Q, N + Q)`, where these queries stand before the matching ones.
 
-    def _may_attend(self, num_matching: int, matching_B11Q: Tensor | None) -> Tensor:
-        """Matching queries see matching queries; denoising queries see those and their own group, padding being one."""
+        Matching queries see matching queries; denoising queries see those and their own group, padding being one.
+
+        Args:
+            matching_B11Q: False on matching queries that nobody is to see; None: there are none.
+        """
         batch, noised = self.groups_BN.shape
         own_group_BNN = self.groups_BN[:, :, None] == self.groups_BN[:, None]
         noised_BAN = nn.functional.pad(own_group_BNN, (0, 0, 0, num_matching))
@@ -113,11 +111,6 @@ class NoisedQueries(NamedTuple):
     def mask_BN(self) -> Tensor:  # noqa: N802
         """False on padding."""
         return self.groups_BN != NO_GROUP
-
-    def split(self, decoded: DecoderOutput) -> tuple[DecoderOutput, DecoderOutput]:
-        """What the decoder made of these queries and of the matching ones."""
-        count = self.groups_BN.shape[1]
-        return decoded.of(slice(None, count)), decoded.of(slice(count, None))
 
 
 class Denoising(nn.Module):

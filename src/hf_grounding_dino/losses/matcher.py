@@ -10,8 +10,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
-from ..models.grounding_dino.configuration_grounding_dino import LossWeights
 from .targets import Targets
+from .weights import LossWeights
 
 FOCAL_GAMMA = 2.0
 PROBABILITY_EPSILON = 1e-12

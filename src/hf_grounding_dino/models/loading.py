@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
+from transformers import PreTrainedModel
 
-from ..processing.processing_grounding_dino import GroundingDinoProcessor
 from ..processing.prompts import special_token_ids
 from ..utils.hub import offline_fallback
-from .grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
+from .configuration import load_config
+from .registry import MODEL_TYPES, load
 
 _CONFIG_FILE = "config.json"
 _BEST_OF_RUN = "best"
@@ -30,9 +31,7 @@ class LoadingError(ValueError):
     """What keeps a model from being used, in one line that names it."""
 
 
-def load_whole(
-    model: str | Path, dtype: torch.dtype = torch.float32
-) -> tuple[GroundingDinoForObjectDetection, GroundingDinoProcessor]:
+def load_whole(model: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     """Load a model in eval mode, and its processor; what `from_pretrained` lets pass or leaves unclear is refused.
 
     Args:
@@ -48,10 +47,11 @@ def load_whole(
     _refuse_other_folders(str(model))
     try:
         with offline_fallback(str(model)) as cached:
-            loaded: Any = GroundingDinoForObjectDetection.from_pretrained(
+            row = MODEL_TYPES[load_config(model, local_files_only=cached).model_type]
+            network, report = load(row.detector).from_pretrained(
                 model, dtype=dtype, output_loading_info=True, local_files_only=cached
             )
-            processor = GroundingDinoProcessor.from_pretrained(model, local_files_only=cached)
+            processor = load(row.processor or row.image_processor).from_pretrained(model, local_files_only=cached)
     except SafetensorError as error:
         raise LoadingError(f"the weights of the model {model} are not whole, or no weights: {error}") from error
     except _UNBUILDABLE as error:
@@ -61,16 +61,16 @@ def load_whole(
         if "ignore_mismatched_sizes" in reason:
             reason = "the weights have other shapes"
         raise LoadingError(f"the model {model} cannot be built as its config.json says: {reason}") from error
-    network, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise LoadingError(f"the model {model} lacks {len(missing)} of its weights, such as {missing[0]}")
-    if not set(special_token_ids(processor.tokenizer)) <= set(network.config.phrase_boundary_token_ids):
+    boundaries = getattr(network.config, "phrase_boundary_token_ids", None)
+    if boundaries and not set(special_token_ids(processor.tokenizer)) <= set(boundaries):
         raise LoadingError(f"the model {model} lacks its tokenizer, or has that of another model")
     _refuse_broken_weights(network, str(model))
     return network.eval(), processor
 
 
-def _refuse_broken_weights(network: GroundingDinoForObjectDetection, model: str) -> None:
+def _refuse_broken_weights(network: PreTrainedModel, model: str) -> None:
     for name, tensor in network.state_dict().items():
         # The extremes are NaN where any value is, and are had in a twelfth of the time of `isfinite`.
         if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
@@ -98,7 +98,7 @@ def cached_revision(model: str) -> str | None:
     return found[1] if found else None
 
 
-def model_fingerprint(model: GroundingDinoForObjectDetection, *also: object) -> str:
+def model_fingerprint(model: PreTrainedModel, *also: object) -> str:
     """Hexadecimal digits that tell models apart: of the configuration, some values of each tensor, and `also`."""
     config = {key: value for key, value in model.config.to_dict().items() if key not in _NOT_OF_THE_MODEL}
     digest = hashlib.sha256(json.dumps([config, *also], sort_keys=True, default=str).encode())

@@ -8,39 +8,17 @@ kernels are no part of it: without the package, deformable attention is plain Py
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import os
-import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..models.grounding_dino.configuration_grounding_dino import GroundingDinoConfig, MMGroundingDinoConfig
-from ..models.grounding_dino.modeling_grounding_dino import (
-    GroundingDinoForObjectDetection,
-    GroundingDinoModel,
-    MMGroundingDinoForObjectDetection,
-    MMGroundingDinoModel,
-)
-from ..processing.image_processing_grounding_dino import GroundingDinoImageProcessor
-from ..processing.processing_grounding_dino import GroundingDinoProcessor
+from ..models.registry import MODEL_TYPES, load
 from ..utils.atomic import write_atomic
 
-_MODEL_CLASSES: dict[str, dict[str, type]] = {
-    "grounding-dino": {
-        "AutoConfig": GroundingDinoConfig,
-        "AutoModel": GroundingDinoModel,
-        "AutoModelForZeroShotObjectDetection": GroundingDinoForObjectDetection,
-    },
-    "mm-grounding-dino": {
-        "AutoConfig": MMGroundingDinoConfig,
-        "AutoModel": MMGroundingDinoModel,
-        "AutoModelForZeroShotObjectDetection": MMGroundingDinoForObjectDetection,
-    },
-}
-_IMAGE_PROCESSOR: dict[str, type] = {"AutoImageProcessor": GroundingDinoImageProcessor}
-_PROCESSOR: dict[str, type] = {"AutoProcessor": GroundingDinoProcessor}
-_ALL_CLASSES = [own for group in (*_MODEL_CLASSES.values(), _IMAGE_PROCESSOR, _PROCESSOR) for own in group.values()]
-_PACKAGE = Path(__file__).parents[1]
+_PACKAGE = __name__.partition(".")[0]
 _ENTRY = "grounding_dino_code"
 
 
@@ -52,7 +30,7 @@ def export_remote_code(folder: str | os.PathLike[str]) -> list[Path]:
     the package needs no copy of it.
 
     Args:
-        folder: holds the `config.json` of either model type, and the files of the processor if there is one.
+        folder: holds the `config.json` of a model type of this package, and the files of the processor if there is one.
 
     Returns:
         The files that were written or changed.
@@ -63,61 +41,66 @@ def export_remote_code(folder: str | os.PathLike[str]) -> list[Path]:
     root = Path(folder)
     config = root / "config.json"
     model_type = _read(config).get("model_type") if config.is_file() else None
-    if model_type not in _MODEL_CLASSES:
-        raise ValueError(f"{config}: no configuration of {' or '.join(_MODEL_CLASSES)} is here.")
-    changed = [*(_copy(module, root) for module in _modules()), _write_entry(root)]
-    processor, images = root / "processor_config.json", root / "preprocessor_config.json"
-    if processor.is_file():
-        values = _with_classes(_read(processor), _PROCESSOR)
+    if model_type not in MODEL_TYPES:
+        raise ValueError(f"{config}: no configuration of {' or '.join(MODEL_TYPES)} is here.")
+    row = MODEL_TYPES[model_type]
+    model = {"AutoConfig": load(row.config), "AutoModel": load(row.model), row.auto_class: load(row.detector)}
+    image_processor = {"AutoImageProcessor": load(row.image_processor)}
+    processor = {"AutoProcessor": load(row.processor)} if row.processor else {}
+    classes = [*model.values(), *image_processor.values(), *processor.values()]
+    changed = [*(_copy(name, root) for name in _modules(classes)), _write_entry(classes, root)]
+    processor_file, images_file = root / "processor_config.json", root / "preprocessor_config.json"
+    if processor_file.is_file():
+        values = _with_classes(_read(processor_file), processor)
         if isinstance(values.get("image_processor"), dict):
-            values["image_processor"] = _with_classes(values["image_processor"], _IMAGE_PROCESSOR)
-        changed.append(_write(processor, values))
-    if images.is_file():
-        changed.append(_write(images, _with_classes(_read(images), _IMAGE_PROCESSOR | _PROCESSOR)))
+            values["image_processor"] = _with_classes(values["image_processor"], image_processor)
+        changed.append(_write(processor_file, values))
+    if images_file.is_file():
+        changed.append(_write(images_file, _with_classes(_read(images_file), image_processor | processor)))
     # Last, so that it names no module that is not there.
-    return [*changed, _write(config, _with_classes(_read(config), _MODEL_CLASSES[model_type]))]
+    return [*changed, _write(config, _with_classes(_read(config), model))]
 
 
-def _modules() -> list[Path]:
-    """The modules of the public classes and all that they import from this package, and they, and so on."""
-    found = [Path(sys.modules[own.__module__].__file__ or "") for own in _ALL_CLASSES]
-    found = list(dict.fromkeys(found))
-    for module in found:
-        for _, needed in _own_imports(module):
+def _modules(classes: Iterable[type]) -> list[str]:
+    """The modules of classes and all that they import from this package, and they, and so on."""
+    found = list(dict.fromkeys(own.__module__ for own in classes))
+    for name in found:  # which grows meanwhile
+        for _, needed in _own_imports(name):
             found += [needed] if needed not in found else []
     return found
 
 
-def _own_imports(module: Path) -> list[tuple[ast.ImportFrom, Path]]:
-    """The imports from this package in a module, and the files that they name."""
-    imports = []
-    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            file = module.parents[node.level - 1].joinpath(*str(node.module).split(".")).with_suffix(".py")
-            imports.append((node, file))
-    return imports
+def _source(name: str) -> str:
+    spec = importlib.util.find_spec(name)
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).read_text(encoding="utf-8")
 
 
-def _flat_name(module: Path) -> str:
-    """`layers/attention.py` is `layers_attention`."""
-    return "_".join(module.relative_to(_PACKAGE).with_suffix("").parts)
+def _own_imports(name: str) -> list[tuple[ast.ImportFrom, str]]:
+    """The imports from this package in a module, and the modules that they name."""
+    imports = [node for node in ast.walk(ast.parse(_source(name))) if isinstance(node, ast.ImportFrom) and node.level]
+    above = name.rpartition(".")[0]
+    return [(node, importlib.util.resolve_name("." * node.level + str(node.module), above)) for node in imports]
 
 
-def _copy(module: Path, folder: Path) -> Path:
+def _flat_name(name: str) -> str:
+    """`hf_grounding_dino.layers.attention` is `layers_attention`."""
+    return name.removeprefix(f"{_PACKAGE}.").replace(".", "_")
+
+
+def _copy(name: str, folder: Path) -> Path:
     """Write a module under its flat name, its imports too."""
-    lines = module.read_text(encoding="utf-8").splitlines(keepends=True)
-    for node, file in _own_imports(module):
+    lines = _source(name).splitlines(keepends=True)
+    for node, needed in _own_imports(name):
         before = f"from {'.' * node.level}{node.module} import"
-        lines[node.lineno - 1] = lines[node.lineno - 1].replace(before, f"from .{_flat_name(file)} import")
-    return write_atomic(folder / f"{_flat_name(module)}.py", "".join(lines))
+        lines[node.lineno - 1] = lines[node.lineno - 1].replace(before, f"from .{_flat_name(needed)} import")
+    return write_atomic(folder / f"{_flat_name(name)}.py", "".join(lines))
 
 
-def _write_entry(folder: Path) -> Path:
+def _write_entry(classes: Iterable[type], folder: Path) -> Path:
     """The one module by which the loader enters, so that all classes of a repo share one copy of the others."""
     lines = ['"""The classes of this repo, for `trust_remote_code=True`."""\n\n']
-    for own in _ALL_CLASSES:
-        module = Path(sys.modules[own.__module__].__file__ or "")
-        lines.append(f"from .{_flat_name(module)} import {own.__name__}\n")
+    lines += [f"from .{_flat_name(own.__module__)} import {own.__name__}\n" for own in classes]
     return write_atomic(folder / f"{_ENTRY}.py", "".join(lines))
 
 

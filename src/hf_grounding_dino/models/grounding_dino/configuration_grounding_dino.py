@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from typing import Any, NamedTuple
+from typing import Any
 
 import transformers
 from huggingface_hub.dataclasses import strict
-from huggingface_hub.errors import StrictDataclassError
-from transformers import PretrainedConfig
 from transformers.activations import ACT2FN
+
+from ...losses.weights import LOSS_PRESETS, LossWeights
+from ..configuration import FamilyConfig
+from ..detector import KEYS_TO_IGNORE_AT_INFERENCE
 
 BERT_SPECIAL_TOKEN_IDS = (101, 102, 1012, 1029)
 GROUP_NORM_GROUPS = 32
@@ -50,88 +51,12 @@ STOCK_EPSILON = 1e-5
 MOST_LAYERS = 1000
 
 
-class LossWeights(NamedTuple):
-    """Weights of class, L1 and GIoU in the matching cost and in the loss."""
-
-    match_class: float
-    match_l1: float
-    match_giou: float
-    loss_class: float
-    loss_l1: float
-    loss_giou: float
-
-
-LOSS_PRESETS = {
-    "paper": LossWeights(1.0, 5.0, 2.0, 2.0, 5.0, 2.0),  # arXiv 2303.05499, table 8
-    "mmdet": LossWeights(2.0, 5.0, 2.0, 1.0, 5.0, 2.0),  # arXiv 2401.02361, section 3
-}
-
-
-# All but `logits`, `pred_boxes` and `input_ids`, by which these are read: megabytes an image, which `Trainer` keeps.
-KEYS_TO_IGNORE_AT_INFERENCE = [
-    "loss_dict",
-    "auxiliary_outputs",
-    "last_hidden_state",
-    "init_reference_points",
-    "intermediate_hidden_states",
-    "intermediate_reference_points",
-    "decoder_hidden_states",
-    "decoder_attentions",
-    "encoder_last_hidden_state_vision",
-    "encoder_last_hidden_state_text",
-    "encoder_vision_hidden_states",
-    "encoder_text_hidden_states",
-    "encoder_attentions",
-    "enc_outputs_class",
-    "enc_outputs_coord_logits",
-    "encoder_logits",
-    "encoder_pred_boxes",
-]
-
-
-class _GroundingDinoOptions:
+class _GroundingDinoOptions(FamilyConfig):
     """What both model types share beyond the fields that transformers gives them."""
 
     keys_to_ignore_at_inference = KEYS_TO_IGNORE_AT_INFERENCE
-
-    @classmethod
-    def from_pretrained(
-        cls: Any,
-        pretrained_model_name_or_path: str | os.PathLike[str],
-        cache_dir: str | os.PathLike[str] | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
-        revision: str = "main",
-        **kwargs: Any,
-    ) -> Any:
-        """Load the configuration of a repo as the class of its own model type, whichever of the two that is.
-
-        Raises:
-            ValueError: a repo of another family, named, or a config.json that is none or says what cannot be built.
-        """
-        where: dict[str, Any] = {
-            "cache_dir": cache_dir,
-            "force_download": force_download,
-            "local_files_only": local_files_only,
-            "token": token,
-            "revision": revision,
-        }
-        no_object = f"The config.json of {pretrained_model_name_or_path} is no JSON object."
-        try:
-            values, _ = cls.get_config_dict(pretrained_model_name_or_path, **where, **kwargs)
-        except TypeError as error:  # transformers of the lowest version writes into whatever it has read
-            raise ValueError(no_object) from error
-        if not isinstance(values, dict):
-            raise ValueError(no_object)
-        own = _own_class(values.get("model_type"))
-        if own is not cls:
-            return own.from_pretrained(pretrained_model_name_or_path, **where, **kwargs)
-        try:
-            return super().from_pretrained(pretrained_model_name_or_path, **where, **kwargs)  # type: ignore[misc]
-        except (StrictDataclassError, ArithmeticError, AttributeError, LookupError, TypeError) as error:
-            reason = " ".join(str(error.__cause__ or error).split())
-            raise ValueError(f"The config.json of {pretrained_model_name_or_path}: {reason}") from error
+    biased_class_heads = False
+    """Whether class logits are scaled by the width and have a bias, as in MM-Grounding-DINO."""
 
     def validate_architecture(self: Any) -> None:
         """Refuse what the network cannot be built from. Runs at construction and before saving."""
@@ -322,6 +247,7 @@ class MMGroundingDinoConfig(_GroundingDinoOptions, transformers.MMGroundingDinoC
     """
 
     model_type = "mm-grounding-dino"
+    biased_class_heads = True
 
     # transformers before 5.23 has no such fields, though its repos do.
     decoder_bbox_embed_share: bool = True
@@ -334,29 +260,3 @@ class MMGroundingDinoConfig(_GroundingDinoOptions, transformers.MMGroundingDinoC
 
 
 AnyGroundingDinoConfig = GroundingDinoConfig | MMGroundingDinoConfig
-
-CONFIG_BY_MODEL_TYPE: dict[str, type[AnyGroundingDinoConfig]] = {
-    GroundingDinoConfig.model_type: GroundingDinoConfig,
-    MMGroundingDinoConfig.model_type: MMGroundingDinoConfig,
-}
-
-
-def as_own_config(config: PretrainedConfig) -> AnyGroundingDinoConfig:
-    """`config` as this package's class of the same model type; itself where it is one already.
-
-    Raises:
-        ValueError: a configuration of another family, named.
-    """
-    if isinstance(config, GroundingDinoConfig | MMGroundingDinoConfig):
-        return config
-    own = _own_class(config.model_type).from_dict(config.to_dict())
-    own._attn_implementation = config._attn_implementation
-    return own
-
-
-def _own_class(model_type: str | None) -> type[AnyGroundingDinoConfig]:
-    if not model_type:
-        raise ValueError(f"There is no config.json, or no `model_type` in it: one of {sorted(CONFIG_BY_MODEL_TYPE)}.")
-    if model_type not in CONFIG_BY_MODEL_TYPE:
-        raise ValueError(f"This is a model of type {model_type!r}, not one of {sorted(CONFIG_BY_MODEL_TYPE)}.")
-    return CONFIG_BY_MODEL_TYPE[model_type]

@@ -23,6 +23,8 @@ from ...processing.image_processing_grounding_dino import GroundingDinoImageProc
 from ...processing.processing_grounding_dino import GroundingDinoProcessor
 from ...utils.atomic import atomic_file, atomic_folder
 from ...utils.hub import offline_fallback
+from ..configuration import own_config
+from ..registry import MODEL_TYPES, load
 from .checkpoint_reader import (
     CONFIG_KEY,
     IMAGES_KEY,
@@ -31,13 +33,7 @@ from .checkpoint_reader import (
     read_checkpoint,
     recognise,
 )
-from .configuration_grounding_dino import (
-    CONFIG_BY_MODEL_TYPE,
-    AnyGroundingDinoConfig,
-    GroundingDinoConfig,
-    MMGroundingDinoConfig,
-    as_own_config,
-)
+from .configuration_grounding_dino import AnyGroundingDinoConfig, GroundingDinoConfig
 from .conversion_rules import LOGIT_EPSILONS, RULES, Layout, translate_to_ours, translate_to_theirs
 from .infer_config import contradictions, infer_config
 from .label_embedding import TABLE_FILE, TABLE_KEY
@@ -132,7 +128,7 @@ def convert_to_hf(
     words = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
     state, table, read, report = _read(Path(checkpoint))
     with _told(checkpoint, report):
-        chosen = as_own_config(config or _stored(read.config) or _inferred(state, report.layout))
+        chosen = own_config(config or _stored(read.config) or _inferred(state, report.layout))
     report.model_type = chosen.model_type
     rows = chosen.get_text_config().vocab_size
     if words is not None and len(words) > rows:
@@ -180,10 +176,9 @@ def convert_from_hf(
         state = dict(_tensors(source))
     except (ValueError, *_WRITE_ERRORS) as error:
         raise ConversionError(f"{source}: {error}") from error
-    if layout == "original" and isinstance(config, MMGroundingDinoConfig):
-        raise ConversionError(
-            f"{source}: a mm-grounding-dino model has biases that the original repository has no place for; use mmdet."
-        )
+    if layout == "original" and config.biased_class_heads:
+        kind = f"a {config.model_type} model has biases"
+        raise ConversionError(f"{source}: {kind} that the original repository has no place for; use mmdet.")
     report = ConversionReport(str(source), layout, config.model_type)
     table = state.pop(TABLE_KEY, None)
     rules = RULES[layout](len(config.backbone_config.out_indices), config.decoder_layers)
@@ -257,8 +252,9 @@ def _read(
 
 
 def _stored(values: Mapping[str, Any] | None) -> AnyGroundingDinoConfig | None:
-    own = CONFIG_BY_MODEL_TYPE.get(str((values or {}).get("model_type")))
-    return None if own is None or values is None else own.from_dict(dict(values))
+    row = MODEL_TYPES.get(str((values or {}).get("model_type")))
+    stored: AnyGroundingDinoConfig | None = load(row.config).from_dict(dict(values or {})) if row else None
+    return stored
 
 
 def _inferred(state: Mapping[str, Tensor], layout: Layout) -> AnyGroundingDinoConfig:

@@ -1,11 +1,7 @@
-"""The cross-modality decoder (section 3.4 of the paper) with iterative box refinement, looking forward twice (DINO).
-
-Shapes: `B` batch, `Q` queries, `S` image tokens, `T` text tokens, `D` width.
-"""
+"""The cross-modality decoder (section 3.4 of the paper) with iterative box refinement, looking forward twice (DINO)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,14 +12,15 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...layers.attention import MultiheadAttention
 from ...layers.context import ImageContext, TextContext
-from ...layers.cpu_linear import token_wise
+from ...layers.cpu_linear import cpu_linear
 from ...layers.deformable_attention import DeformableAttention
-from ...layers.heads import BoxHead, Perceptron
+from ...layers.heads import MLP, BoxHead
 from ...layers.positions import box_position_embedding
+from ...losses.denoising import NoisedQueries
 from .configuration_grounding_dino import AnyGroundingDinoConfig
 
 
-class Memory(NamedTuple):
+class DecoderInputs(NamedTuple):
     """What the queries look at: enhanced image and text with their contexts, and one another.
 
     may_attend_B11Q: True on the queries that are real; None: all are.
@@ -41,6 +38,15 @@ class Memory(NamedTuple):
     def may_attend_queries(self) -> Tensor | None:
         """The mask of self-attention."""
         return self.may_attend_B11Q if self.may_attend_B1QQ is None else self.may_attend_B1QQ
+
+
+def with_denoising(
+    content_BQD: Tensor, boxes_BQ4: Tensor, inputs: DecoderInputs, noised: NoisedQueries
+) -> tuple[Tensor, Tensor, DecoderInputs]:
+    """What the decoder begins with: the denoising queries, then the matching ones, and who sees whom."""
+    content = torch.cat([noised.content_BND.to(content_BQD.dtype), content_BQD], 1)
+    may_attend = noised.may_attend(content_BQD.shape[1], inputs.may_attend_B11Q)
+    return content, torch.cat([noised.boxes_BN4, boxes_BQ4], 1), inputs._replace(may_attend_B1QQ=may_attend)
 
 
 class DecoderWeights(NamedTuple):
@@ -64,12 +70,15 @@ class DecoderLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: AnyGroundingDinoConfig) -> None:
         super().__init__()
+        self.config = config
         width, heads, epsilon = config.d_model, config.decoder_attention_heads, config.layer_norm_eps
-        self.self_attn = MultiheadAttention(config, heads)
+        self.self_attn = MultiheadAttention(width, heads, config.attention_dropout)
         self.self_attn_layer_norm = nn.LayerNorm(width, epsilon)
-        self.encoder_attn_text = MultiheadAttention(config, heads)
+        self.encoder_attn_text = MultiheadAttention(width, heads, config.attention_dropout)
         self.encoder_attn_text_layer_norm = nn.LayerNorm(width, epsilon)
-        self.encoder_attn = DeformableAttention(config, heads, config.decoder_n_points)
+        self.encoder_attn = DeformableAttention(
+            width, heads, config.num_feature_levels, config.decoder_n_points, config.disable_custom_kernels
+        )
         self.encoder_attn_layer_norm = nn.LayerNorm(width, epsilon)
         self.fc1 = nn.Linear(width, config.decoder_ffn_dim)
         self.fc2 = nn.Linear(config.decoder_ffn_dim, width)
@@ -84,21 +93,27 @@ class DecoderLayer(GradientCheckpointingLayer):
         init.xavier_uniform_(self.fc2.weight)
 
     def forward(
-        self, hidden_BQD: Tensor, position_BQD: Tensor, references_BQL4: Tensor, memory: Memory, want_weights: bool
+        self,
+        hidden_BQD: Tensor,
+        position_BQD: Tensor,
+        references_BQL4: Tensor,
+        inputs: DecoderInputs,
+        output_attentions: bool,
     ) -> tuple[Tensor, DecoderWeights | None]:
         """Queries after the layer, and the attention weights when wanted."""
+        implementation = "eager" if output_attentions else self.config._attn_implementation
         query = hidden_BQD + position_BQD
-        update, over_queries = self.self_attn(query, query, hidden_BQD, memory.may_attend_queries, want_weights)
+        update, over_queries = self.self_attn(query, query, hidden_BQD, inputs.may_attend_queries, implementation)
         hidden_BQD = self.self_attn_layer_norm(hidden_BQD + self.dropout(update))
         update, over_text = self.encoder_attn_text(
-            hidden_BQD + position_BQD, memory.text_BTD, memory.text_BTD, memory.text.may_attend_B11T, want_weights
+            hidden_BQD + position_BQD, inputs.text_BTD, inputs.text_BTD, inputs.text.may_attend_B11T, implementation
         )
         hidden_BQD = self.encoder_attn_text_layer_norm(hidden_BQD + self.dropout(update))
-        update, samples = self.encoder_attn(hidden_BQD + position_BQD, memory.image_BSD, references_BQL4, memory.image)
+        update, samples = self.encoder_attn(hidden_BQD + position_BQD, inputs.image_BSD, references_BQL4, inputs.image)
         hidden_BQD = self.encoder_attn_layer_norm(hidden_BQD + self.dropout(update))
-        update = token_wise(hidden_BQD, self.fc1, self.activation_fn, self.activation_dropout, self.fc2)
+        update = cpu_linear(hidden_BQD, self.fc1, self.activation_fn, self.activation_dropout, self.fc2)
         hidden_BQD = self.final_layer_norm(hidden_BQD + self.dropout(update))
-        return hidden_BQD, DecoderWeights(over_queries, over_text, samples) if want_weights else None
+        return hidden_BQD, DecoderWeights(over_queries, over_text, samples) if output_attentions else None
 
 
 class DecoderOutput(NamedTuple):
@@ -107,7 +122,7 @@ class DecoderOutput(NamedTuple):
     hidden: normed queries after each layer, `(B, Q, D)`.
     references: the box each layer's prediction starts from, with the gradient of the layer before, `(B, Q, 4)`.
     refined: the box after each layer, with the gradient of the layer, `(B, Q, 4)`.
-    weights: attention weights of each layer, when recorded.
+    weights: attention weights of each layer, with `output_attentions`.
     """
 
     hidden: tuple[Tensor, ...]
@@ -136,12 +151,14 @@ class CrossModalityDecoder(nn.Module):
         self.width = config.d_model
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
         self.layer_norm = nn.LayerNorm(config.d_model, config.layer_norm_eps)
-        self.reference_points_head = Perceptron(config.d_model * 2, config.d_model, config.d_model, num_layers=2)
+        self.reference_points_head = MLP(config.d_model * 2, config.d_model, config.d_model, num_layers=2)
         self.bbox_embed = self.class_embed = None
 
-    def forward(self, hidden_BQD: Tensor, boxes_BQ4: Tensor, memory: Memory, want_weights: bool) -> DecoderOutput:
+    def forward(
+        self, hidden_BQD: Tensor, boxes_BQ4: Tensor, inputs: DecoderInputs, output_attentions: bool
+    ) -> DecoderOutput:
         """Refine the queries' boxes (cx, cy, w, h), float32 in [0, 1] of the un-padded image."""
-        ratios_B1L4 = memory.image.valid_ratios_BL2.repeat(1, 1, 2)[:, None]
+        ratios_B1L4 = inputs.image.valid_ratios_BL2.repeat(1, 1, 2)[:, None]
         hidden, references, weights = [], [boxes_BQ4], []
         for i, layer in enumerate(self.layers):
             start_BQ4 = references[-1].detach()
@@ -150,8 +167,8 @@ class CrossModalityDecoder(nn.Module):
                 hidden_BQD,
                 self.reference_points_head(position),
                 start_BQ4[:, :, None] * ratios_B1L4,
-                memory,
-                want_weights,
+                inputs,
+                output_attentions,
             )
             references.append(self._refine(i, hidden_BQD, start_BQ4))
             hidden.append(self.layer_norm(hidden_BQD))
@@ -165,39 +182,3 @@ class CrossModalityDecoder(nn.Module):
         head = self.bbox_embed[layer]
         assert isinstance(head, BoxHead)
         return head.refine(hidden_BQD, boxes_BQ4)
-
-
-class HeadInputs(NamedTuple):
-    """What the heads read, K decoder layers of it.
-
-    hidden_BKQD: normed queries after each layer.
-    references_BKQ4: the box that each layer's prediction starts from.
-    query_mask_BQ: False on queries that are not real; None: all are.
-    text_BTD, may_attend_BT: the enhanced words, and which of them are no padding.
-    """
-
-    hidden_BKQD: Tensor
-    references_BKQ4: Tensor
-    query_mask_BQ: Tensor | None
-    text_BTD: Tensor
-    may_attend_BT: Tensor
-
-
-def predict_layers(
-    layers: Sequence[int], box_heads: nn.ModuleList, class_heads: nn.ModuleList, inputs: HeadInputs
-) -> tuple[Tensor, Tensor]:
-    """What the heads say after some of the layers.
-
-    Returns:
-        Logits `(layers, B, Q, T)`, -inf on padding and on empty queries, and boxes `(layers, B, Q, 4)`.
-    """
-    logits, boxes = [], []
-    for i in layers:
-        box_head, hidden_BQD = box_heads[i], inputs.hidden_BKQD[:, i]
-        assert isinstance(box_head, BoxHead)
-        logits_BQT = class_heads[i](hidden_BQD, inputs.text_BTD, inputs.may_attend_BT[:, None, None])
-        if inputs.query_mask_BQ is not None:
-            logits_BQT = logits_BQT.masked_fill(inputs.query_mask_BQ.logical_not()[..., None], -torch.inf)
-        logits.append(logits_BQT)
-        boxes.append(box_head.refine(hidden_BQD, inputs.references_BKQ4[:, i]))
-    return torch.stack(logits), torch.stack(boxes)

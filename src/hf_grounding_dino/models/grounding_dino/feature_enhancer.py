@@ -1,63 +1,29 @@
-"""The feature enhancer (section 3.2 of the paper): fusion, text self-attention, deformable image self-attention.
-
-Shapes: `B` batch, `S` image tokens, `T` text tokens, `D` width.
-"""
+"""The feature enhancer (section 3.2 of the paper): fusion, text self-attention, deformable image self-attention."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ...layers.attention import BidirectionalAttention, MultiheadAttention
-from ...layers.context import ImageContext, Recording, TextContext
-from ...layers.cpu_linear import token_wise
-from ...layers.deformable_attention import DeformableAttention
+from ...layers.attention import MultiheadAttention
+from ...layers.context import ImageContext, TextContext
+from ...layers.cpu_linear import cpu_linear
+from ...layers.deformable_attention import DeformableAttention, DeformableEncoderLayer
+from ...layers.fusion import FusionLayer
 from .configuration_grounding_dino import AnyGroundingDinoConfig
 
-LAYER_SCALE = 1e-4
 
-
-class FusionLayer(nn.Module):
-    """Image and text exchange features; each update is scaled per channel and added to the normed input."""
-
-    def __init__(self, config: AnyGroundingDinoConfig) -> None:
-        super().__init__()
-        self.layer_norm_vision = nn.LayerNorm(config.d_model, config.layer_norm_eps)
-        self.layer_norm_text = nn.LayerNorm(config.d_model, config.layer_norm_eps)
-        self.attn = BidirectionalAttention(config)
-        self.drop_path = StochasticDepth(config.fusion_droppath, mode="row")
-        self.vision_param = nn.Parameter(torch.empty(config.d_model))
-        self.text_param = nn.Parameter(torch.empty(config.d_model))
-
-    def initialize_parameters(self) -> None:
-        """Begin with almost no exchange."""
-        init.constant_(self.vision_param, LAYER_SCALE)
-        init.constant_(self.text_param, LAYER_SCALE)
-
-    def forward(
-        self, image_BSD: Tensor, text_BTD: Tensor, image: ImageContext, text: TextContext, want_weights: bool
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Image and text after the exchange, and the attention weights of both ways."""
-        image_BSD = self.layer_norm_vision(image_BSD)
-        text_BTD = self.layer_norm_text(text_BTD)
-        from_text, from_image, image_weights, text_weights = self.attn(image_BSD, text_BTD, image, text, want_weights)
-        image_BSD = image_BSD + self.drop_path(self.vision_param * from_text)
-        text_BTD = text_BTD + self.drop_path(self.text_param * from_image)
-        return image_BSD, text_BTD, image_weights, text_weights
-
-
-class TextLayer(nn.Module):
+class TextEnhancerLayer(nn.Module):
     """Text self-attention inside each phrase."""
 
     def __init__(self, config: AnyGroundingDinoConfig) -> None:
         super().__init__()
-        self.self_attn = MultiheadAttention(config, config.text_attention_heads)
+        self.config = config
+        self.self_attn = MultiheadAttention(config.d_model, config.text_attention_heads, config.attention_dropout)
         self.fc1 = nn.Linear(config.d_model, config.fusion_dim)
         self.fc2 = nn.Linear(config.fusion_dim, config.d_model)
         self.layer_norm_before = nn.LayerNorm(config.d_model, config.layer_norm_eps)
@@ -70,41 +36,14 @@ class TextLayer(nn.Module):
         init.xavier_uniform_(self.fc1.weight)
         init.xavier_uniform_(self.fc2.weight)
 
-    def forward(self, text_BTD: Tensor, text: TextContext, want_weights: bool) -> tuple[Tensor, Tensor | None]:
+    def forward(self, text_BTD: Tensor, text: TextContext, output_attentions: bool) -> tuple[Tensor, Tensor | None]:
         """Text after the layer, and the attention weights."""
         query = text_BTD + text.positions_BTD
-        update, weights = self.self_attn(query, query, text_BTD, text.may_attend_B1TT, want_weights)
+        implementation = "eager" if output_attentions else self.config._attn_implementation
+        update, weights = self.self_attn(query, query, text_BTD, text.may_attend_B1TT, implementation)
         text_BTD = self.layer_norm_before(text_BTD + self.dropout(update))
-        update = token_wise(text_BTD, self.fc1, self.activation, self.dropout, self.fc2)
+        update = cpu_linear(text_BTD, self.fc1, self.activation, self.dropout, self.fc2)
         return self.layer_norm_after(text_BTD + self.dropout(update)), weights
-
-
-class ImageLayer(nn.Module):
-    """Deformable self-attention of the image over all levels."""
-
-    def __init__(self, config: AnyGroundingDinoConfig) -> None:
-        super().__init__()
-        self.self_attn = DeformableAttention(config, config.encoder_attention_heads, config.encoder_n_points)
-        self.self_attn_layer_norm = nn.LayerNorm(config.d_model, config.layer_norm_eps)
-        self.fc1 = nn.Linear(config.d_model, config.encoder_ffn_dim)
-        self.fc2 = nn.Linear(config.encoder_ffn_dim, config.d_model)
-        self.final_layer_norm = nn.LayerNorm(config.d_model, config.layer_norm_eps)
-        self.activation_fn = ACT2FN[config.activation_function]
-        self.dropout = nn.Dropout(config.dropout)
-        self.activation_dropout = nn.Dropout(config.activation_dropout)
-
-    def initialize_parameters(self) -> None:
-        """Xavier."""
-        init.xavier_uniform_(self.fc1.weight)
-        init.xavier_uniform_(self.fc2.weight)
-
-    def forward(self, image_BSD: Tensor, image: ImageContext) -> tuple[Tensor, Tensor]:
-        """Image after the layer, and the attention weights."""
-        query = image_BSD + image.positions_BSD
-        update, weights = self.self_attn(query, image_BSD, image.references_BSL2, image)
-        image_BSD = self.self_attn_layer_norm(image_BSD + self.dropout(update))
-        update = token_wise(image_BSD, self.fc1, self.activation_fn, self.activation_dropout, self.fc2)
-        return self.final_layer_norm(image_BSD + self.dropout(update)), weights
 
 
 class EnhancerWeights(NamedTuple):
@@ -124,20 +63,44 @@ class EnhancerLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: AnyGroundingDinoConfig) -> None:
         super().__init__()
-        self.text_enhancer_layer = TextLayer(config)
-        self.fusion_layer = FusionLayer(config)
-        self.deformable_layer = ImageLayer(config)
+        self.text_enhancer_layer = TextEnhancerLayer(config)
+        self.fusion_layer = FusionLayer(
+            config.d_model,
+            config.fusion_dim,
+            config.text_attention_heads,
+            dropout=config.fusion_dropout,
+            drop_path=config.fusion_droppath,
+            layer_norm_eps=config.layer_norm_eps,
+        )
+        attention = DeformableAttention(
+            config.d_model,
+            config.encoder_attention_heads,
+            config.num_feature_levels,
+            config.encoder_n_points,
+            config.disable_custom_kernels,
+        )
+        self.deformable_layer = DeformableEncoderLayer(
+            config.d_model,
+            attention,
+            config.encoder_ffn_dim,
+            activation=config.activation_function,
+            dropout=config.dropout,
+            activation_dropout=config.activation_dropout,
+            layer_norm_eps=config.layer_norm_eps,
+        )
 
     def forward(
-        self, image_BSD: Tensor, text_BTD: Tensor, image: ImageContext, text: TextContext, want_weights: bool
+        self, image_BSD: Tensor, text_BTD: Tensor, image: ImageContext, text: TextContext, output_attentions: bool
     ) -> tuple[Tensor, Tensor, EnhancerWeights | None]:
         """Image and text after the layer, and the attention weights when wanted."""
         image_BSD, text_BTD, image_to_text, text_to_image = self.fusion_layer(
-            image_BSD, text_BTD, image, text, want_weights
+            image_BSD, text_BTD, image, text, output_attentions
         )
-        text_BTD, text_weights = self.text_enhancer_layer(text_BTD, text, want_weights)
+        text_BTD, text_weights = self.text_enhancer_layer(text_BTD, text, output_attentions)
         image_BSD, image_weights = self.deformable_layer(image_BSD, image)
-        weights = EnhancerWeights(image_to_text, text_to_image, text_weights, image_weights) if want_weights else None
+        weights = (
+            EnhancerWeights(image_to_text, text_to_image, text_weights, image_weights) if output_attentions else None
+        )
         return image_BSD, text_BTD, weights
 
 
@@ -159,14 +122,20 @@ class FeatureEnhancer(nn.Module):
         self.layers = nn.ModuleList(EnhancerLayer(config) for _ in range(config.encoder_layers))
 
     def forward(
-        self, image_BSD: Tensor, text_BTD: Tensor, image: ImageContext, text: TextContext, record: Recording
+        self,
+        image_BSD: Tensor,
+        text_BTD: Tensor,
+        image: ImageContext,
+        text: TextContext,
+        output_attentions: bool,
+        output_hidden_states: bool,
     ) -> EnhancerOutput:
         """Enhance image and text together."""
         states, weights = [(image_BSD, text_BTD)], []
         for layer in self.layers:
-            image_BSD, text_BTD, layer_weights = layer(image_BSD, text_BTD, image, text, record.weights)
+            image_BSD, text_BTD, layer_weights = layer(image_BSD, text_BTD, image, text, output_attentions)
             weights.append(layer_weights)
-            if record.states:
+            if output_hidden_states:
                 states.append((image_BSD, text_BTD))
         image_states, text_states = zip(*states, strict=True)
         return EnhancerOutput(

@@ -1,7 +1,4 @@
-"""Grounding DINO and MM-Grounding-DINO: one network for both, after figure 3 of arXiv 2303.05499.
-
-Shapes: `B` batch, `S` image tokens, `T` text tokens, `Q` queries, `D` width.
-"""
+"""Grounding DINO and MM-Grounding-DINO: one network for both, after figure 3 of arXiv 2303.05499."""
 
 from __future__ import annotations
 
@@ -10,96 +7,49 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
-from ...layers.backbone import ConvEncoder, ImageBackbone, build_input_projections, feature_pyramid, padded_pyramid
-from ...layers.context import ImageContext, Recording, Size, TextContext
-from ...layers.heads import BoxHead, ContrastiveHead, build_heads, pad_logits, refuse_untied_heads, tied_heads
-from ...layers.positions import text_position_embedding
-from ...layers.text_encoder import PhraseMemory, TextNetwork, build_text_backbone
-from ...losses.criterion import Predictions
+from ...layers.backbone import ImageBackbone, build_input_projections, feature_pyramid
+from ...layers.context import ImageContext, Size, TextContext
+from ...layers.encoded_image import EncodedImage, encode_by_size, flatten_levels
+from ...layers.heads import BoxHead, ContrastiveHead
+from ...layers.positions import LearnedPositionEmbedding, SinePositionEmbedding, text_position_embedding
+from ...layers.text_encoder import build_text_backbone
 from ...losses.denoising import NoisedQueries
 from ...processing.prompts import sub_sentence_attention
-from ..detector import GroundingDinoModelOutput, GroundingDinoObjectDetectionOutput, common_fields
+from ..detector import (
+    EncodedText,
+    GroundingDinoModelOutput,
+    GroundingDinoObjectDetectionOutput,
+    TextInputs,
+    common_fields,
+)
+from ..pretrained import DetectorPreTrainedModel
+from ..text_features import TextFeatureCache, TextNetwork
 from .configuration_grounding_dino import (
+    GROUP_NORM_GROUPS,
     AnyGroundingDinoConfig,
     GroundingDinoConfig,
     MMGroundingDinoConfig,
-    as_own_config,
 )
-from .decoder import CrossModalityDecoder, DecoderOutput, Memory, predict_layers
-from .encoded_image import (
-    Decoding,
-    EncodedImage,
-    Prompt,
-    encoded_images,
-    head_inputs,
-    hidden_states,
-    model_output,
-    wanted,
-)
+from .decoder import CrossModalityDecoder, DecoderInputs, with_denoising
 from .feature_enhancer import FeatureEnhancer
+from .heads import build_heads, head_inputs, predict_layers, refuse_untied_heads, tied_heads
 from .label_embedding import DenoisingPreTrainedModel
-from .objective import lesson_loss, prepare_lesson
-from .query_selection import FirstStage, gather_tokens, grid_proposals, select_queries
+from .loss import BatchTargets, compute_loss, prepare_targets
+from .outputs import hidden_states, model_output
+from .query_selection import EncoderProposals, gather_tokens, grid_proposals, select_queries
 
 
-class GroundingDinoPreTrainedModel(PreTrainedModel):
-    """Loading, saving and initialisation for both model types."""
+class GroundingDinoPreTrainedModel(DetectorPreTrainedModel):
+    """What both model types share."""
 
     config_class: type[AnyGroundingDinoConfig] = GroundingDinoConfig
-    base_model_prefix = "model"
-    main_input_name = "pixel_values"
-    input_modalities = ["image", "text"]
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
     _no_split_modules = ["EnhancerLayer", "DecoderLayer", "SwinStage", "BertLayer"]
     _keys_to_ignore_on_load_unexpected = [r"relative_position_index$"]
     _keys_to_ignore_on_load_missing = [r"swin\.layernorm\."]
-
-    def __init__(self, config: PretrainedConfig) -> None:
-        super().__init__(as_own_config(config))
-        # The class's name is written to disk, where it must be the one that belongs to the model type.
-        self.__class__ = _class_for(type(self), cast(AnyGroundingDinoConfig, self.config))
-
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
-    ) -> None:
-        """As in transformers.
-
-        Raises:
-            ValueError: `use_reentrant=True`, under which the contexts of the layers would lose their gradients.
-        """
-        if (gradient_checkpointing_kwargs or {}).get("use_reentrant"):
-            raise ValueError("`use_reentrant=True` is not supported for gradient checkpointing; leave it out.")
-        super().gradient_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
-
-    def enable_input_require_grads(self) -> None:
-        """As in transformers, for the words alone: what embeds an image gives more than a tensor."""
-        embeddings = self.get_input_embeddings()
-        self._require_grads_hook = embeddings.register_forward_hook(lambda *call: call[-1].requires_grad_(True))
-        self._require_grads_hooks = [self._require_grads_hook]
-
-    def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
-        """As in transformers; afterwards no parameter that the network does not use is trained."""
-        super().tie_weights(missing_keys, recompute_mapping)
-        for module in self.modules():
-            if isinstance(module, ConvEncoder):
-                module.freeze_unused()
-
-    @classmethod
-    def is_custom_code(cls) -> bool:
-        """Initialise every module, as for the models of transformers: the parameters keep what was loaded."""
-        return False
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        initialize = getattr(module, "initialize_parameters", None)
-        if initialize is not None:
-            initialize()
 
 
 class GroundingDinoModel(GroundingDinoPreTrainedModel):
@@ -108,20 +58,25 @@ class GroundingDinoModel(GroundingDinoPreTrainedModel):
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__(config)
         own = cast(AnyGroundingDinoConfig, self.config)
-        self.backbone = ImageBackbone(own)
-        self.input_proj_vision = build_input_projections(self.backbone.conv_encoder.model.channels, own)
-        self.text_backbone = build_text_backbone(own)
-        self.text_projection = nn.Linear(own.get_text_config().hidden_size, own.d_model)
-        self.level_embed = nn.Parameter(torch.empty(own.num_feature_levels, own.d_model))
+        width, levels = own.d_model, own.num_feature_levels
+        positions: SinePositionEmbedding | LearnedPositionEmbedding = LearnedPositionEmbedding(width)
+        if own.position_embedding_type == "sine":
+            positions = SinePositionEmbedding(width, own.positional_embedding_temperature)
+        self.backbone = ImageBackbone(cast(PretrainedConfig, own.backbone_config), positions)
+        channels = self.backbone.conv_encoder.model.channels
+        self.input_proj_vision = build_input_projections(channels, width, levels, GROUP_NORM_GROUPS)
+        self.text_backbone = build_text_backbone(own.get_text_config())
+        self.text_projection = nn.Linear(own.get_text_config().hidden_size, width)
+        self.level_embed = nn.Parameter(torch.empty(levels, width))
         self.encoder = FeatureEnhancer(own)
-        self.enc_output = nn.Linear(own.d_model, own.d_model)
-        self.enc_output_norm = nn.LayerNorm(own.d_model, own.layer_norm_eps)
-        self.encoder_output_class_embed = ContrastiveHead(own)
-        self.encoder_output_bbox_embed = BoxHead(own.d_model, epsilon=None)
+        self.enc_output = nn.Linear(width, width)
+        self.enc_output_norm = nn.LayerNorm(width, own.layer_norm_eps)
+        self.encoder_output_class_embed = ContrastiveHead(own.biased_class_heads)
+        self.encoder_output_bbox_embed = BoxHead(width, epsilon=None)
         if own.embedding_init_target:
-            self.query_position_embeddings = nn.Embedding(own.num_queries, own.d_model)
+            self.query_position_embeddings = nn.Embedding(own.num_queries, width)
         self.decoder = CrossModalityDecoder(own)
-        self.phrase_memory = PhraseMemory()
+        self.text_feature_cache = TextFeatureCache()
         self.post_init()
 
     def initialize_parameters(self) -> None:
@@ -153,11 +108,11 @@ class GroundingDinoModel(GroundingDinoPreTrainedModel):
 
     def train(self, mode: bool = True) -> GroundingDinoModel:
         """As in torch; what is kept of the text encoder's work is forgotten, as weights may have changed before."""
-        self.phrase_memory.clear()
+        self.text_feature_cache.clear()
         return super().train(mode)
 
     def _apply(self, *args: Any, **kwargs: Any) -> GroundingDinoModel:
-        self.phrase_memory.clear()  # a move to another type and back may end at the same addresses
+        self.text_feature_cache.clear()  # a move to another type and back may end at the same addresses
         return super()._apply(*args, **kwargs)
 
     @can_return_tuple
@@ -189,19 +144,48 @@ class GroundingDinoModel(GroundingDinoPreTrainedModel):
         Raises:
             ValueError: not exactly one of `pixel_values` and `encoded_image`, no `input_ids`, or their numbers differ.
         """
-        record = wanted(self.config, output_attentions, output_hidden_states)
-        prompt = Prompt.of(input_ids, token_type_ids, attention_mask)
-        image_BSD, image = encoded_images(self.encode_image, pixel_values, pixel_mask, encoded_image, prompt)
-        text_BTD, text = self._text(prompt)
-        enhanced = self.encoder(image_BSD, text_BTD, image, text, record)
-        first_stage = self._select_queries(enhanced.image_BSD, enhanced.text_BTD, image, text)
-        memory = Memory(enhanced.image_BSD, enhanced.text_BTD, image, text, first_stage.may_attend_B11Q)
-        decoded, denoised = self._decode(first_stage, memory, noised, record)
-        decoding = Decoding(enhanced, first_stage, decoded, denoised)
-        fields = {}
-        if record.states:
-            fields = hidden_states(decoding, image, self.decoder.layer_norm, self.encoder_output_bbox_embed)
-        return model_output(decoding, self.config.max_text_len, **fields)
+        text_inputs = TextInputs.from_ids(input_ids, attention_mask, token_type_ids)
+        if encoded_image is None and pixel_values is not None:
+            encoded_image = self.encode_image(pixel_values, pixel_mask)
+        elif encoded_image is None or pixel_values is not None or pixel_mask is not None:
+            raise ValueError("Give `pixel_values`, with `pixel_mask`, or `encoded_image`, which has both inside.")
+        if encoded_image.num_images != (prompts := len(text_inputs.input_ids)):
+            images = f"{encoded_image.num_images} images for {prompts} prompts"
+            raise ValueError(f"There are {images}: use `repeat` or `select` of `encoded_image`.")
+        image_BSD, image = flatten_levels(encoded_image, self._image_positions)
+        encoded_text = self.encode_text(*text_inputs)
+        return self.decode(image_BSD, image, encoded_text, output_attentions, output_hidden_states, noised)
+
+    def decode(
+        self,
+        image_BSD: Tensor,
+        image: ImageContext,
+        encoded_text: EncodedText,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        noised: NoisedQueries | None = None,
+    ) -> GroundingDinoModelOutput:
+        """All that depends on images and words together; the arguments are those of `forward`."""
+        config = self.config
+        attentions = bool(config.output_attentions if output_attentions is None else output_attentions)
+        states = bool(config.output_hidden_states if output_hidden_states is None else output_hidden_states)
+        text_BTD, text = encoded_text
+        enhanced = self.encoder(image_BSD, text_BTD, image, text, attentions, states)
+        proposals = self._select_queries(enhanced.image_BSD, enhanced.text_BTD, image, text)
+        inputs = DecoderInputs(enhanced.image_BSD, enhanced.text_BTD, image, text, proposals.may_attend_B11Q)
+        start = (proposals.content_BQD, proposals.boxes_BQ4.detach(), inputs)
+        if noised is None:
+            decoded, denoised = self.decoder(*start, attentions), None
+        else:
+            decoded = self.decoder(*with_denoising(*start, noised), attentions)
+            count = noised.groups_BN.shape[1]
+            decoded, denoised = decoded.of(slice(count, None)), decoded.of(slice(None, count))
+        on_demand = {}
+        if states:
+            on_demand = hidden_states(
+                enhanced, proposals, decoded, image, self.decoder.layer_norm, self.encoder_output_bbox_embed
+            )
+        return model_output(enhanced, proposals, decoded, denoised, config.max_text_len, **on_demand)
 
     def encode_image(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> EncodedImage:
         """All that depends on the images alone, which several prompts can share: see `EncodedImage`.
@@ -213,8 +197,28 @@ class GroundingDinoModel(GroundingDinoPreTrainedModel):
         Raises:
             ValueError: the mask has another size than the pixels, or leaves an image no pixel.
         """
-        pixel_values = pixel_values.to(self.dtype)
-        return EncodedImage(*padded_pyramid(pixel_values, pixel_mask, self._pyramid, self._image_positions))
+        return encode_by_size(pixel_values.to(self.dtype), pixel_mask, self._pyramid)
+
+    def encode_text(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> EncodedText:
+        """All that depends on the words alone; phrases that were read before come from `text_feature_cache`.
+
+        Args:
+            input_ids: `(B, T)`, prompts as the processor encodes them.
+            attention_mask: `(B, T)`, 1 on tokens, 0 on padding; ones when left out.
+            token_type_ids: `(B, T)`; zeros when left out.
+
+        Raises:
+            ValueError: a phrase is longer than the text encoder has positions for.
+        """
+        special_token_ids = self.config.phrase_boundary_token_ids
+        real_BT = TextInputs.from_ids(input_ids, attention_mask).attention_mask
+        may_attend_BTT, position_ids = sub_sentence_attention(input_ids, special_token_ids)
+        network = TextNetwork(self.text_backbone, self.text_projection, special_token_ids)
+        text_BTD = self.text_feature_cache.features(network, input_ids, token_type_ids)
+        positions = text_position_embedding(position_ids, self.config.d_model).to(text_BTD.dtype)
+        return EncodedText(text_BTD, TextContext(may_attend_BTT[:, None], real_BT[:, None, None], positions))
 
     def _pyramid(self, pixel_values: Tensor) -> list[Tensor]:
         return feature_pyramid(self.backbone, self.input_proj_vision, pixel_values)
@@ -224,17 +228,9 @@ class GroundingDinoModel(GroundingDinoPreTrainedModel):
         levels = zip(sizes, spatial_shapes, self.level_embed, strict=True)
         return torch.cat([embed(own, padded, device) + level for own, padded, level in levels], 1)
 
-    def _text(self, prompt: Prompt) -> tuple[Tensor, TextContext]:
-        special_token_ids = self.config.phrase_boundary_token_ids
-        may_attend_BTT, position_ids = sub_sentence_attention(prompt.input_ids, special_token_ids)
-        network = TextNetwork(self.text_backbone, self.text_projection, special_token_ids)
-        text_BTD = self.phrase_memory.features(network, prompt.input_ids, prompt.token_type_ids)
-        positions = text_position_embedding(position_ids, self.config.d_model).to(text_BTD.dtype)
-        return text_BTD, TextContext(may_attend_BTT[:, None], prompt.may_attend_BT[:, None, None], positions)
-
     def _select_queries(
         self, image_BSD: Tensor, text_BTD: Tensor, image: ImageContext, text: TextContext
-    ) -> FirstStage:
+    ) -> EncoderProposals:
         """Section 3.3 of the paper."""
         proposals = grid_proposals(image)
         kept_BSD = image_BSD.masked_fill(proposals.keeps_features_BS1.logical_not(), 0.0)
@@ -246,7 +242,7 @@ class GroundingDinoModel(GroundingDinoPreTrainedModel):
         logits = gather_tokens(all_logits, chosen.indices_BQ)
         if chosen.may_attend_BQ is not None:
             logits = logits.masked_fill(chosen.may_attend_BQ.logical_not()[..., None], -torch.inf)
-        return FirstStage(
+        return EncoderProposals(
             content_BQD=self._query_content(chosen_BQD),
             boxes_BQ4=self.encoder_output_bbox_embed.refine(chosen_BQD, boxes),
             logits_BQT=logits,
@@ -254,16 +250,6 @@ class GroundingDinoModel(GroundingDinoPreTrainedModel):
             all_logits_BST=all_logits,
             features_BSD=features_BSD,
         )
-
-    def _decode(
-        self, first_stage: FirstStage, memory: Memory, noised: NoisedQueries | None, record: Recording
-    ) -> tuple[DecoderOutput, DecoderOutput | None]:
-        """The matching queries, and the denoising queries beside them, after every decoder layer."""
-        start = (first_stage.content_BQD, first_stage.boxes_BQ4.detach(), memory)
-        if noised is None:
-            return self.decoder(*start, record.weights), None
-        denoised, decoded = noised.split(self.decoder(*noised.before(*start), record.weights))
-        return decoded, denoised
 
     def _query_content(self, chosen_BQD: Tensor) -> Tensor:
         if self.config.embedding_init_target:
@@ -308,6 +294,12 @@ class GroundingDinoForObjectDetection(DenoisingPreTrainedModel, GroundingDinoPre
         """As `GroundingDinoModel.encode_image`."""
         return self.model.encode_image(pixel_values, pixel_mask)
 
+    def encode_text(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> EncodedText:
+        """As `GroundingDinoModel.encode_text`."""
+        return self.model.encode_text(input_ids, attention_mask, token_type_ids)
+
     @can_return_tuple
     def forward(  # noqa: PLR0913 - the arguments of transformers, and three more
         self,
@@ -331,38 +323,68 @@ class GroundingDinoForObjectDetection(DenoisingPreTrainedModel, GroundingDinoPre
             labels: a dict an image: `boxes (n, 4)`, (cx, cy, w, h) in [0, 1] of the un-padded image, and either
                 `class_labels (n,)`, which phrase of the prompt each box is, or `token_mask (n, T)`, which tokens it
                 is called by. n may be 0. An int `noise_seed` fixes what `enable_denoising` draws for the image.
-            num_boxes: what the loss is divided by; left out, `losses.count_boxes` of this batch. A loop that
+            num_boxes: what the loss is divided by; left out, `losses.criterion.count_boxes` of this batch. A loop that
                 accumulates gradients gives the number for its whole step.
             num_items_in_batch: the same under the name, and as the whole number, that `transformers.Trainer` gives.
 
         Raises:
             ValueError: malformed labels, naming the image and the box, or as `GroundingDinoModel.forward`.
         """
-        lesson = None if labels is None else prepare_lesson(labels, input_ids, self.config, self.denoising)
+        targets = None if labels is None else self.prepare_targets(labels, input_ids)
         inputs = (pixel_values, input_ids, token_type_ids, attention_mask, pixel_mask)
-        options = (output_attentions, output_hidden_states, encoded_image, None if lesson is None else lesson.noised)
+        noised = None if targets is None else targets.noised
+        options = (output_attentions, output_hidden_states, encoded_image, noised)
         base: GroundingDinoModelOutput = self.model(*inputs, *options, return_dict=True)
-        prompt = Prompt.of(input_ids, token_type_ids, attention_mask)
-        layers = range(self.config.decoder_layers)[0 if lesson is not None else -1 :]
-        heads = (self.bbox_embed, self.class_embed)
-        predictions = Predictions(*predict_layers(layers, *heads, head_inputs(base, prompt.may_attend_BT)))
-        width = self.config.max_text_len
-        *auxiliary, (logits, boxes) = ((pad_logits(z, width), b) for z, b in zip(*predictions, strict=True))
-        loss, terms = None, None
-        if lesson is not None:
-            if num_items_in_batch is not None:
-                num_boxes = torch.as_tensor(num_items_in_batch).clamp(min=1)
-            loss, terms = lesson_loss(lesson, predictions, base, prompt.may_attend_BT, heads, self.config, num_boxes)
-        wanted = lesson is not None and self.config.auxiliary_loss
+        outputs = self._predict(base, TextInputs.from_ids(input_ids, attention_mask), targets)
+        if targets is None:
+            return outputs
+        if num_items_in_batch is not None:
+            num_boxes = torch.as_tensor(num_items_in_batch).clamp(min=1)
+        loss, terms = self.compute_loss(outputs, targets, num_boxes)
+        fields = dict(outputs, denoising_outputs=None)
+        if not self.config.auxiliary_loss:
+            fields["auxiliary_outputs"] = None
+        # Made anew, since what is set later comes last, and the loss has to be first.
+        return GroundingDinoObjectDetectionOutput(**fields | {"loss": loss, "loss_dict": terms})
+
+    def _predict(
+        self, base: GroundingDinoModelOutput, text_inputs: TextInputs, targets: BatchTargets | None
+    ) -> GroundingDinoObjectDetectionOutput:
+        """What the heads say after the last layer; with targets after every layer, and of the denoising queries."""
+        heads, width = (self.bbox_embed, self.class_embed), self.config.max_text_len
+        read, layers = head_inputs(base, text_inputs.attention_mask), range(self.config.decoder_layers)
+        *auxiliary, last = predict_layers(layers[-1:] if targets is None else layers, *heads, read, width)
+        denoising_outputs = None
+        if targets is not None and targets.noised is not None:
+            hidden, references = base.denoising_hidden_states, base.denoising_reference_points
+            assert hidden is not None and references is not None
+            read = read._replace(hidden_BKQD=hidden, references_BKQ4=references, query_mask_BQ=targets.noised.mask_BN)
+            denoising_outputs = predict_layers(layers, *heads, read)
         return GroundingDinoObjectDetectionOutput(
-            loss=loss,
-            loss_dict=terms,
-            logits=logits,
-            pred_boxes=boxes,
-            auxiliary_outputs=[{"logits": z, "pred_boxes": b} for z, b in auxiliary] if wanted else None,
-            input_ids=prompt.input_ids,
+            logits=last["logits"],
+            pred_boxes=last["pred_boxes"],
+            auxiliary_outputs=None if targets is None else auxiliary,
+            denoising_outputs=denoising_outputs,
+            input_ids=text_inputs.input_ids,
             **common_fields(base),
         )
+
+    def prepare_targets(self, labels: Sequence[Mapping[str, Any]], input_ids: Tensor | None) -> BatchTargets:
+        """Check the labels of a batch; in training with denoising queries, draw these.
+
+        Raises:
+            ValueError: malformed labels, naming the image and the box; or there are no `input_ids`.
+        """
+        return prepare_targets(labels, input_ids, self.config, self.denoising)
+
+    def compute_loss(
+        self,
+        outputs: GroundingDinoObjectDetectionOutput,
+        targets: BatchTargets,
+        num_boxes: Tensor | float | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of what `outputs` hold, over `num_boxes` or else the batch's own, and its terms before weighting."""
+        return compute_loss(outputs, targets, self.config, num_boxes)
 
 
 class MMGroundingDinoModel(GroundingDinoModel):
@@ -375,19 +397,3 @@ class MMGroundingDinoForObjectDetection(GroundingDinoForObjectDetection):
     """`GroundingDinoForObjectDetection` for the "mm-grounding-dino" type (MM-Grounding-DINO, LLMDet)."""
 
     config_class = MMGroundingDinoConfig
-
-
-_TWINS = (
-    (GroundingDinoModel, MMGroundingDinoModel),
-    (GroundingDinoForObjectDetection, MMGroundingDinoForObjectDetection),
-)
-
-
-def _class_for(
-    cls: type[GroundingDinoPreTrainedModel], config: AnyGroundingDinoConfig
-) -> type[GroundingDinoPreTrainedModel]:
-    """The class of a pair that belongs to the configuration; `cls` itself where it is of no pair."""
-    for pair in _TWINS:
-        if cls in pair:
-            return pair[isinstance(config, MMGroundingDinoConfig)]
-    return cls

@@ -1,7 +1,4 @@
-"""Language-guided query selection (section 3.3 of the paper): the image tokens most like any word become queries.
-
-Shapes: `B` batch, `S` image tokens, `T` text tokens, `Q` queries, `D` width.
-"""
+"""Language-guided query selection (section 3.3 of the paper): the image tokens most like any word become queries."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ PROPOSAL_SIZE = 0.05
 PROPOSAL_MARGIN = 0.01
 
 
-class Proposals(NamedTuple):
+class GridProposals(NamedTuple):
     """A square box around each image token.
 
     boxes_BS4: (cx, cy, w, h) in [0, 1] of the un-padded image, 1 where the token proposes nothing.
@@ -38,8 +35,8 @@ class SelectedQueries(NamedTuple):
     may_attend_BQ: Tensor | None
 
 
-class FirstStage(NamedTuple):
-    """Queries as the decoder gets them, and what the first stage says of them.
+class EncoderProposals(NamedTuple):
+    """Queries as the decoder gets them, and what the encoder proposes for them (two-stage Deformable DETR).
 
     content_BQD: what each query begins with.
     boxes_BQ4: float32, with gradient.
@@ -56,7 +53,7 @@ class FirstStage(NamedTuple):
     features_BSD: Tensor
 
 
-def grid_proposals(image: ImageContext) -> Proposals:
+def grid_proposals(image: ImageContext) -> GridProposals:
     """Propose at each token a box of 5 % of the image, doubled from level to level (Deformable DETR, A.4)."""
     device = image.references_BSL2.device
     boxes = []
@@ -67,7 +64,7 @@ def grid_proposals(image: ImageContext) -> Proposals:
     inside = ((boxes_BS4 > PROPOSAL_MARGIN) & (boxes_BS4 < 1 - PROPOSAL_MARGIN)).all(-1, keepdim=True)
     if image.padding_BS1 is not None:
         inside = inside & image.padding_BS1.logical_not()
-    return Proposals(boxes_BS4.masked_fill(inside.logical_not(), 1.0), inside)
+    return GridProposals(boxes_BS4.masked_fill(inside.logical_not(), 1.0), inside)
 
 
 def select_queries(logits_BST: Tensor, image: ImageContext, num_queries: int) -> SelectedQueries:

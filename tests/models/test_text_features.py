@@ -18,8 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import tiny
-from hf_grounding_dino.layers import text_encoder as text_features
-from hf_grounding_dino.layers.text_encoder import PhraseMemory, TextNetwork, encode_text, split_phrases
+from hf_grounding_dino.layers.text_encoder import encode_text
+from hf_grounding_dino.models import text_features
+from hf_grounding_dino.models.text_features import TextFeatureCache, TextNetwork, split_phrases
 from hf_grounding_dino.processing.prompts import sub_sentence_attention
 
 SPECIAL = (tiny.CLS, tiny.SEP, tiny.DOT, tiny.QUESTION)
@@ -84,7 +85,7 @@ def test_groups_are_what_sees_each_other(row: list[int]) -> None:
 @torch.no_grad()
 def test_remembered_equals_read(network: TextNetwork) -> None:
     """All odd prompts in one batch, then each alone from the memory: equal to reading to 1e-5."""
-    memory = PhraseMemory()
+    memory = TextFeatureCache()
     batch = ids(*ODD.values(), PROMPT)
     torch.testing.assert_close(memory.features(network, batch, None), network.read(batch), atol=1e-5, rtol=0)
     for row in (*ODD.values(), PROMPT):
@@ -93,7 +94,7 @@ def test_remembered_equals_read(network: TextNetwork) -> None:
 
 
 TOKENS = st.sampled_from([*SPECIAL, tiny.PAD, 7, 8, 9])
-SHARED = PhraseMemory(capacity=30)
+SHARED = TextFeatureCache(capacity=30)
 
 
 @settings(max_examples=40, deadline=None)
@@ -111,7 +112,7 @@ def test_many_phrases_take_several_runs(network: TextNetwork) -> None:
     """6,000 tokens, past the 64 positions of the encoder and past 16 rows of 256."""
     row = [tiny.CLS, *(t for i in range(2000) for t in (105 + i % 900, 300 + i // 900, tiny.DOT)), tiny.SEP]
     batch = torch.tensor([row])
-    memory = PhraseMemory()
+    memory = TextFeatureCache()
     features = memory.features(network, batch, None)
     assert len(memory) == 2002
     for first in (1, 3001, 5998):
@@ -122,7 +123,7 @@ def test_many_phrases_take_several_runs(network: TextNetwork) -> None:
 @torch.no_grad()
 def test_a_phrase_too_long_is_an_error(network: TextNetwork) -> None:
     with pytest.raises(ValueError, match="A phrase has 66 tokens, the text encoder reads 64"):
-        PhraseMemory().features(network, torch.tensor([[tiny.CLS, *[7] * 65, tiny.DOT, tiny.SEP]]), None)
+        TextFeatureCache().features(network, torch.tensor([[tiny.CLS, *[7] * 65, tiny.DOT, tiny.SEP]]), None)
 
 
 @torch.no_grad()
@@ -208,7 +209,7 @@ def test_new_weights_are_read_anew(model: Any, runs: list[int], change: Callable
 @torch.no_grad()
 def test_autocast_has_its_own(network: TextNetwork) -> None:
     """What was read under autocast is not served without, and the other way round."""
-    memory = PhraseMemory()
+    memory = TextFeatureCache()
     prompt = torch.tensor([PROMPT])
     for _ in range(2):
         assert memory.features(network, prompt, None).dtype == torch.float32
@@ -218,7 +219,7 @@ def test_autocast_has_its_own(network: TextNetwork) -> None:
 
 def test_gradients_flow_past_the_memory(network: TextNetwork) -> None:
     """After the phrase was remembered, a call with gradients still has them; so has a text encoder with dropout."""
-    memory = PhraseMemory()
+    memory = TextFeatureCache()
     prompt = torch.tensor([PROMPT])
     with torch.no_grad():
         memory.features(network, prompt, None)
@@ -229,7 +230,7 @@ def test_gradients_flow_past_the_memory(network: TextNetwork) -> None:
 @torch.no_grad()
 def test_dropout_is_not_remembered(model: Any) -> None:
     network = TextNetwork(model.text_backbone, model.text_projection, SPECIAL)
-    memory, prompt = PhraseMemory(), torch.tensor([PROMPT])
+    memory, prompt = TextFeatureCache(), torch.tensor([PROMPT])
     memory.features(network, prompt, None)
     dropout = model.text_backbone.embeddings.dropout
     dropout.p = 0.5
@@ -242,7 +243,7 @@ def test_dropout_is_not_remembered(model: Any) -> None:
 @torch.no_grad()
 def test_token_types_are_read(network: TextNetwork) -> None:
     """A prompt with token types of its own is not answered from one without."""
-    memory, prompt = PhraseMemory(), torch.tensor([PROMPT])
+    memory, prompt = TextFeatureCache(), torch.tensor([PROMPT])
     plain = memory.features(network, prompt, torch.zeros_like(prompt))
     typed = memory.features(network, prompt, torch.ones_like(prompt))
     assert not torch.allclose(typed, plain, atol=1e-3)
@@ -263,7 +264,7 @@ class WithoutPositions(torch.nn.Module):
 @torch.no_grad()
 def test_encoders_that_count_for_themselves_are_read(network: TextNetwork) -> None:
     other = network._replace(encoder=WithoutPositions(network.encoder).eval())
-    memory, prompt = PhraseMemory(), torch.tensor([PROMPT])
+    memory, prompt = TextFeatureCache(), torch.tensor([PROMPT])
     for _ in range(2):
         torch.testing.assert_close(memory.features(other, prompt, None), other.read(prompt))
     assert not len(memory)
@@ -272,7 +273,7 @@ def test_encoders_that_count_for_themselves_are_read(network: TextNetwork) -> No
 @torch.no_grad()
 def test_the_least_used_is_forgotten(network: TextNetwork) -> None:
     """Room for 6 tokens: [CLS] (1), [SEP] (1) and two phrases of 2. The third phrase drives out the one used before."""
-    memory = PhraseMemory(capacity=6)
+    memory = TextFeatureCache(capacity=6)
     for token in (7, 8, 7, 9):
         memory.features(network, torch.tensor([[tiny.CLS, token, tiny.DOT, tiny.SEP]]), None)
     kept = {phrase[0] for phrase in memory._phrases if len(phrase) == 2}
@@ -283,17 +284,17 @@ def test_the_least_used_is_forgotten(network: TextNetwork) -> None:
 def test_it_is_no_part_of_the_model(model: Any) -> None:
     """Not in the state dict, not in a copy, not in a pickle; a kept phrase does not hold on to its whole batch."""
     model(**tiny.one(tiny.noise_image(72, 80)))
-    assert len(model.phrase_memory) == 5
+    assert len(model.text_feature_cache) == 5
     assert not [name for name in model.state_dict() if "memory" in name]
-    assert len(copy.deepcopy(model).phrase_memory) == 0
-    assert len(pickle.loads(pickle.dumps(model.phrase_memory))) == 0
-    for features in model.phrase_memory._phrases.values():
+    assert len(copy.deepcopy(model).text_feature_cache) == 0
+    assert len(pickle.loads(pickle.dumps(model.text_feature_cache))) == 0
+    for features in model.text_feature_cache._phrases.values():
         assert features.untyped_storage().nbytes() == features.numel() * features.element_size()
 
 
 def test_threads_share_it(network: TextNetwork) -> None:
     """Four threads over overlapping prompts, with a memory too small for all: each gets what reading gives."""
-    memory, failures = PhraseMemory(capacity=40), []
+    memory, failures = TextFeatureCache(capacity=40), []
     prompts = [torch.tensor([[tiny.CLS, 10 + i % 7, 20 + i % 5, tiny.DOT, i, tiny.DOT, tiny.SEP]]) for i in range(24)]
     with torch.no_grad():
         expected = [network.read(prompt) for prompt in prompts]
@@ -322,7 +323,7 @@ def test_loaded_in_inference_mode(runs: list[int]) -> None:
         assert model.text_projection.weight.is_inference()
         inputs = tiny.one(tiny.noise_image(72, 80))
         before = model(**inputs).last_hidden_state
-        assert len(model.phrase_memory) == 0
+        assert len(model.text_feature_cache) == 0
         model.text_projection.weight.mul_(2)
         after = model(**inputs).last_hidden_state
     assert len(runs) == 2 and not torch.allclose(before, after, atol=1e-3)
@@ -332,7 +333,7 @@ def test_loaded_in_inference_mode(runs: list[int]) -> None:
 def test_what_is_kept_is_known_without_reading_a_weight(model: Any) -> None:
     """A call that is answered from the memory alone runs as many operators for two text layers as for none."""
     network, prompt = TextNetwork(model.text_backbone, model.text_projection, SPECIAL), torch.tensor([PROMPT])
-    memory, weights = PhraseMemory(), {id(weight) for weight in network.weights()}
+    memory, weights = TextFeatureCache(), {id(weight) for weight in network.weights()}
     memory.features(network, prompt, None)
 
     class Watch(TorchDispatchMode):
@@ -347,7 +348,7 @@ def test_what_is_kept_is_known_without_reading_a_weight(model: Any) -> None:
 @torch.no_grad()
 def test_graphs_have_no_memory(network: TextNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a graph is made the call reads and keeps nothing: ids have no values then."""
-    memory, prompt = PhraseMemory(), torch.tensor([PROMPT])
+    memory, prompt = TextFeatureCache(), torch.tensor([PROMPT])
     memory.features(network, prompt, None)
     memory.clear()
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import tiny
 from hf_grounding_dino import GroundingDinoForObjectDetection
+from hf_grounding_dino.layers.encoded_image import flatten_levels
 
 PROMPTS = (tiny.PHRASES, ([9],), ([5, 6], [4], [13], [14, 15, 16, 17]))
 SIZES = ((91, 74), (48, 101))
@@ -79,10 +80,15 @@ def test_repeat_keeps_images_together(model: GroundingDinoForObjectDetection) ->
     encoded = model.encode_image(**pixels(batch()))
     twice = encoded.repeat(2)
     assert twice.num_images == 4
-    assert torch.equal(twice.image_BSD, encoded.image_BSD[[0, 0, 1, 1]])
-    assert twice.context.sizes == tuple((own[0], own[0], own[1], own[1]) for own in encoded.context.sizes)
+    assert [group.rows for group in twice.groups] == [(0, 1), (2, 3)]
+    for group, before in zip(twice.groups, encoded.groups, strict=True):
+        for level, own in zip(group.maps, before.maps, strict=True):
+            assert level.stride(0) == 0, "one image needs no copies"
+            assert torch.equal(level[1:], own)
     three = encoded.select([1]).repeat(3)
-    assert three.image_BSD.stride(0) == 0, "one image needs no copies"
+    tokens, context = flatten_levels(three, model.model._image_positions)
+    assert tokens.stride(0) == context.positions_BSD.stride(0) == 0, "nor do its tokens"
+    assert context.sizes == tuple((size,) * 3 for size in context.spatial_shapes)
 
 
 @torch.no_grad()
@@ -113,7 +119,7 @@ def test_what_is_missing_or_too_much_is_named(model: GroundingDinoForObjectDetec
     inputs = batch()
     encoded = model.encode_image(**pixels(inputs))
     for network in (model, model.model):
-        with pytest.raises(ValueError, match="`pixel_values` or `encoded_image`"):
+        with pytest.raises(ValueError, match="`pixel_values`, with `pixel_mask`, or `encoded_image`"):
             network(**words(inputs))
         with pytest.raises(ValueError, match="`encoded_image`, which has both inside"):
             network(**inputs, encoded_image=encoded)

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_grounding_dino.layers import attention
-from hf_grounding_dino.layers.attention import BidirectionalAttention
+from hf_grounding_dino.layers import fusion
 from hf_grounding_dino.layers.context import ImageContext, TextContext
-from tiny import randomize, tiny_config
+from hf_grounding_dino.layers.fusion import BidirectionalAttention
+from tiny import randomize
 
 IMAGE_TOKENS, TEXT_TOKENS = 50, 9
 
 
-def fusion(**changes: Any) -> BidirectionalAttention:
-    module = BidirectionalAttention(tiny_config("grounding-dino", **changes))
+def attention(dropout: float = 0.0) -> BidirectionalAttention:
+    module = BidirectionalAttention(width=32, inner_width=32, num_heads=2, dropout=dropout)
     randomize(module)
     return module.eval()
 
@@ -43,11 +43,11 @@ def features(scale: float = 1.0) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("padded", [False, True])
 def test_the_cheap_order_equals_the_definition_with_every_gradient(padded: bool) -> None:
-    module, (image, text) = fusion(), contexts(padded)
+    module, (image, text) = attention(), contexts(padded)
     results = []
-    for want_weights in (False, True):
+    for output_attentions in (False, True):
         inputs = [t.requires_grad_() for t in features()]
-        from_text, from_image, *_ = module(*inputs, image, text, want_weights)
+        from_text, from_image, *_ = module(*inputs, image, text, output_attentions)
         real = text.may_attend_B11T[:, 0, 0]
         (from_text.square().sum() + from_image[real].pow(3).sum()).backward()
         gradients = {name: p.grad for name, p in module.named_parameters()}
@@ -63,8 +63,8 @@ def test_the_cheap_order_equals_the_definition_with_every_gradient(padded: bool)
 @pytest.mark.parametrize("scale", [1.0, 300.0])
 def test_chunks_equal_the_definition(padded: bool, rows: int, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores of hundreds stay finite, too."""
-    monkeypatch.setattr(attention, "IMAGE_ROWS", rows)
-    module, (image, text) = fusion(), contexts(padded)
+    monkeypatch.setattr(fusion, "IMAGE_ROWS", rows)
+    module, (image, text) = attention(), contexts(padded)
     real = text.may_attend_B11T[:, 0, 0]
     with torch.no_grad():
         cheap = module(*features(scale), image, text, False)
@@ -74,7 +74,7 @@ def test_chunks_equal_the_definition(padded: bool, rows: int, scale: float, monk
 
 
 def test_no_projection_of_the_image_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    module, (image, text) = fusion(), contexts(False)
+    module, (image, text) = attention(), contexts(False)
 
     refused, project = (module.vision_proj, module.values_vision_proj, module.out_vision_proj), torch.nn.Linear.forward
 
@@ -88,7 +88,7 @@ def test_no_projection_of_the_image_is_made(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_dropped_weights_are_the_definition() -> None:
     """With every weight dropped, what is left are the last biases."""
-    module, (image, text) = fusion(fusion_dropout=0.999999).train(), contexts(False)
+    module, (image, text) = attention(dropout=0.999999).train(), contexts(False)
     from_text, from_image, *_ = module(*features(), image, text, False)
     torch.testing.assert_close(from_text, module.out_vision_proj.bias.expand_as(from_text), rtol=0, atol=1e-3)
     torch.testing.assert_close(from_image, module.out_text_proj.bias.expand_as(from_image), rtol=0, atol=1e-3)
