@@ -42,7 +42,7 @@ class _Refusing(BaseHTTPRequestHandler):
 @contextmanager
 def hub_that_refuses(monkeypatch: pytest.MonkeyPatch, status: int, code: str | None) -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Refusing, status=status, code=code)) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         endpoint = f"http://127.0.0.1:{server.server_address[1]}"
         hub_at(monkeypatch, endpoint)
