@@ -32,7 +32,6 @@ LIGHT = [
     ["evaluate"],
     *([name, "--format", "koko", "--annotations", "a", *words] for name, words in FORMATTED.items()),
     ["detect"],
-    ["detect", "none.png", "--labels", "cat"],
     ["detect", "a.png", "--labels", "cat", "--device", "cpuu"],
     ["export", "a.onnx", "--dtype", "float61"],
 ]
