@@ -64,12 +64,18 @@ def gradient(width: int, height: int) -> Image.Image:
 
 
 def test_boxes_bound_the_paint_in_every_image_that_is_drawn() -> None:
-    """A pixel is painted where its color is more than half; its rectangle lies within 1.5 pixels of the box."""
+    """A pixel is painted where its color is more than half; its rectangle lies within 1.5 pixels of the box.
+
+    Equal generators give equal images, nothing global is drawn from, and what was given is not changed.
+    """
     image, boxes = painted()
+    before = image.tobytes(), boxes.tolist()
     augmentation = Augmentation(AugmentationSettings())
     seen = []
-    for seed in range(50):
-        result = augmentation(image, boxes, np.random.default_rng(seed))
+    for seed in range(20):
+        result, again = (augmentation(image, boxes, np.random.default_rng(seed)) for _ in range(2))
+        torch.manual_seed(seed)
+        assert result.image.tobytes() == again.image.tobytes() and torch.equal(result.boxes, again.boxes)
         pixels = np.asarray(result.image)
         for box in range(len(PAINT)):
             rows, columns = (pixels[..., box] > 127).nonzero()
@@ -82,19 +88,14 @@ def test_boxes_bound_the_paint_in_every_image_that_is_drawn() -> None:
                 expected = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
                 assert np.abs(found - expected).max() <= 1.5
     assert 0 < seen.count(False) < seen.count(True), "some were cut away, most were not"
+    assert (image.tobytes(), boxes.tolist()) == before
 
 
 def test_the_short_side_has_one_of_eleven_lengths() -> None:
     """A tenth of 480, 512, ... 800 is 48, 51, 54, 58, ... 80; 160 x 120 keeps its proportion, rounded down."""
     settings = AugmentationSettings(crop=0.0).scaled(80, 133)
-    sizes = {augment(settings, (160, 120), seed=seed).image.size for seed in range(150)}
+    sizes = {augment(settings, (160, 120), seed=seed).image.size for seed in range(100)}
     assert sizes == {(160 * short // 120, short) for short in (48, 51, 54, 58, 61, 64, 67, 70, 74, 77, 80)}
-
-
-def test_flipping_exchanges_the_sides_of_a_box() -> None:
-    """In an image 200 wide, x from 30 to 50 becomes 150 to 170."""
-    result = augment(fixed(flip=1.0), boxes=[[30, 10, 50, 40]])
-    assert result.boxes.tolist() == [[150, 10, 170, 40]]
 
 
 def test_flipping_twice_changes_nothing() -> None:
@@ -139,15 +140,17 @@ def test_a_cut_moves_clips_and_drops_boxes() -> None:
     """200 x 100 is doubled, then a part of 100 x 100 is cut out at a place found by a mark, then shrunk by half.
 
     The box around everything becomes the whole image; each of 8 boxes of 20 x 20 is left where the part has some of
-    it, and what is left of it starts at (2 x - cut) / 2.
+    it, and what is left of it starts at (2 x - cut) / 2. A box that is cut away goes with its spans.
     """
     given = [[0, 0, 200, 100], *([x, 40, x + 20, 60] for x in range(0, 200, 25))]
     cut = fixed(crop=1.0, crop_short_sides=(200,), crop_size=(100, 100), short_sides=(50,))
+    spans = [[(i, 15)] for i in range(9)]
     places = set()
     for seed in range(20):
         boxes = torch.tensor(given, dtype=torch.float32)
-        result = Augmentation(cut)(gradient(200, 100), boxes, np.random.default_rng(seed))
-        assert result.image.size == (50, 50)
+        rng = np.random.default_rng(seed)
+        result = Augmentation(cut)(gradient(200, 100), boxes, rng, "a cat and a dog", spans)
+        assert result.image.size == (50, 50) and result.kept.dtype == torch.int64
         # The colors of the corner say where it was, to the rounding of a color.
         x0, y0 = (float(c) for c in np.asarray(result.image)[0, 0, :2])
         places.add((x0, y0))
@@ -158,6 +161,7 @@ def test_a_cut_moves_clips_and_drops_boxes() -> None:
                 expected[i] = box
         found = {int(i): box for i, box in zip(result.kept, result.boxes.tolist(), strict=True)}
         assert set(expected) <= set(found)
+        assert [list(of_box) for of_box in result.spans or ()] == [spans[i] for i in result.kept]
         for i, box in found.items():
             if i in expected:
                 assert np.abs(np.array(box) - expected[i]).max() <= 1
@@ -174,7 +178,7 @@ def test_a_part_is_as_large_as_the_range_and_the_image_allow() -> None:
     """
     cut = fixed(crop=1.0, crop_short_sides=(100,), crop_size=(60, 120))
     sizes = []
-    for seed in range(300):
+    for seed in range(150):
         result = Augmentation(cut)(gradient(200, 100), torch.zeros(0, 4), np.random.default_rng(seed))
         pixels = np.asarray(result.image).astype(int)
         sizes.append(pixels[-1, -1, :2] - pixels[0, 0, :2] + 1)
@@ -185,33 +189,15 @@ def test_a_part_is_as_large_as_the_range_and_the_image_allow() -> None:
     assert 98 <= heights.max() <= 101
 
 
-def test_boxes_end_where_the_image_does() -> None:
-    assert augment(fixed(), boxes=[[-5, 10, 50, 150], [210, 0, 220, 50]]).boxes.tolist() == [[0, 10, 50, 100]]
-
-
 def test_before_a_part_is_cut_the_long_side_has_its_own_limit() -> None:
     """1000 x 100 becomes 500 x 50, of which a part of 500 x 500 is all; short sides of 100 make it 1000 x 100 again."""
     cut = fixed(crop=1.0, crop_short_sides=(100,), crop_longest_side=500, crop_size=(500, 500))
     assert augment(cut, (1000, 100)).image.size == (1000, 100)
 
 
-def test_a_box_that_is_cut_away_goes_with_its_spans() -> None:
-    """Of a box at the left end and one at the right end of a long image a part of 100 x 100 has at most one."""
-    cut = fixed(crop=1.0, crop_short_sides=(100,), crop_size=(100, 100))
-    boxes, spans = [[0, 0, 50, 100], [950, 0, 1000, 100]], [[(0, 5)], [(10, 15)]]
-    counts = set()
-    for seed in range(60):
-        result = augment(cut, (1000, 100), boxes, seed, caption="a cat and a dog", spans=spans)
-        assert [list(s) for s in result.spans] == [spans[i] for i in result.kept]
-        assert result.boxes.shape == (len(result.kept), 4)
-        assert result.kept.dtype == torch.int64
-        assert result.caption == "a cat and a dog"
-        counts.add(len(result.kept))
-    assert counts == {0, 1}
-
-
-def test_boxes_too_small_to_see_are_dropped() -> None:
+def test_boxes_end_where_the_image_does_and_those_too_small_to_see_are_dropped() -> None:
     """0.05 pixels of 100 become 0.005 of 10, less than 0.01; 0.2 become 0.02; a box with no width goes anyway."""
+    assert augment(fixed(), boxes=[[-5, 10, 50, 150], [210, 0, 220, 50]]).boxes.tolist() == [[0, 10, 50, 100]]
     boxes = [[10, 10, 10.05, 50], [10, 10, 10.2, 50], [20, 10, 20, 50]]
     assert augment(fixed(short_sides=(10,)), boxes=boxes).kept.tolist() == [1]
     assert augment(fixed(short_sides=(10,), smallest_box=0.0), boxes=boxes).kept.tolist() == [0, 1]
@@ -229,29 +215,13 @@ def test_an_image_of_any_size_stays_one(width: int, height: int, seed: int) -> N
     assert (result.boxes[0, 2:] <= end).all(), "rounding leaves no box beyond the image"
 
 
-def test_the_same_random_numbers_give_the_same_image() -> None:
-    """Nothing global is drawn from, and what was given is not changed."""
-    image, boxes = painted()
-    before = (image.tobytes(), boxes.clone())
-    augmentation = Augmentation(AugmentationSettings())
-    images = set()
-    for seed in range(8):
-        first, second = (augmentation(image, boxes, np.random.default_rng(seed)) for _ in range(2))
-        torch.manual_seed(seed)
-        assert first.image.tobytes() == second.image.tobytes()
-        assert torch.equal(first.boxes, second.boxes)
-        images.add(first.image.tobytes())
-    assert len(images) == 8
-    assert (image.tobytes(), boxes.tolist()) == (before[0], before[1].tolist())
-
-
 def test_half_are_flipped_and_half_are_cut() -> None:
-    """A mark at the left end tells flips; of 400 images 200 are flipped, with a deviation of 10."""
-    results = [augment(fixed(flip=0.5), boxes=[[0, 0, 10, 100]], seed=seed) for seed in range(400)]
-    assert abs(sum(r.boxes[0, 0] > 0 for r in results) - 200) < 40
+    """A mark at the left end tells flips; of 200 images 100 are flipped, with a deviation of 7."""
+    results = [augment(fixed(flip=0.5), boxes=[[0, 0, 10, 100]], seed=seed) for seed in range(200)]
+    assert abs(sum(r.boxes[0, 0] > 0 for r in results) - 100) < 28
     cut = fixed(crop=0.5, crop_short_sides=(100,), crop_size=(50, 60))
-    results = [augment(cut, boxes=[[0, 0, 200, 100]], seed=seed) for seed in range(400)]
-    assert abs(sum(r.image.size != (200, 100) for r in results) - 200) < 40
+    results = [augment(cut, boxes=[[0, 0, 200, 100]], seed=seed) for seed in range(200)]
+    assert abs(sum(r.image.size != (200, 100) for r in results) - 100) < 28
 
 
 # --- settings ----------------------------------------------------------------------------------------------------
@@ -376,8 +346,8 @@ def fits(item: ShapeObject, words: str) -> bool:
 
 def test_expressions_are_true_of_the_flipped_scene() -> None:
     """Each word is exchanged, the span holds the expression, and "the rightmost" one has the largest x."""
-    cases = expressions_of_a_side(150)
-    assert len(cases) > 25
+    cases = expressions_of_a_side(80)
+    assert len(cases) > 12
     outermost = 0
     for scene, text, box, (start, end) in cases:
         scale_free = fixed(flip=1.0, short_sides=(min(scene.image.size),))
@@ -395,4 +365,4 @@ def test_expressions_are_true_of_the_flipped_scene() -> None:
             extreme = centers[members].max() if side == "rightmost" else centers[members].min()
             assert centers[0] == extreme
             outermost += 1
-    assert outermost > 3
+    assert outermost > 1

@@ -57,32 +57,39 @@ def counts(plan: BatchSampler, steps: range) -> Counter[tuple[int, int]]:
 # --- shares ------------------------------------------------------------------------------------------------------
 
 
-def test_every_record_comes_once_an_epoch() -> None:
-    """10 records by 4: 2.5 steps an epoch, so 2 epochs are 5 steps; epoch 0 has steps 0, 1 and epoch 1 the others."""
-    plan = make_plan()
-    assert [plan.first_step(epoch) for epoch in range(3)] == [0, 2, 5]
-    assert [plan.epoch_of(step) for step in range(5)] == [0, 0, 1, 1, 1]
-    for start in range(0, 50, 5):
-        assert counts(plan, range(start, start + 5)) == Counter({(0, i): 2 for i in range(10)})
+@pytest.mark.parametrize(
+    ("weight", "length", "batch_size", "first_steps", "times"),
+    [
+        (1, 10, 4, [0, 2, 5, 7, 10], (10, 4)),
+        (0.5, 5, 1, [0, 2, 5, 7, 10], (5, 1)),
+        (2.5, 4, 2, [0, 5, 10, 15, 20], (10, 5)),
+        (1, 3, 8, [0, 0, 0, 1, 1], (3, 8)),
+    ],
+)
+def test_each_record_comes_as_often_as_its_weight_says(
+    weight: float, length: int, batch_size: int, first_steps: list[int], times: tuple[int, int]
+) -> None:
+    """10 records by 4: 2.5 steps an epoch, so 10 steps are 4 epochs. 5 of weight 0.5 come 2, then 3 at a time.
 
-
-def test_a_weight_of_one_half_takes_each_record_once_in_two_epochs() -> None:
-    """5 records of weight 0.5 come 2, then 3; with batches of 1 an epoch ends with its last step."""
-    plan = make_plan(weights=[0.5], lengths=[5], batch_size=1)
-    assert [plan.first_step(epoch) for epoch in range(5)] == [0, 2, 5, 7, 10]
-    assert counts(plan, range(5)) == counts(plan, range(5, 10)) == Counter({(0, i): 1 for i in range(5)})
-
-
-def test_a_weight_of_two_and_a_half() -> None:
-    """4 records: 10 an epoch, each 2 or 3 times, and 5 times each in two epochs."""
-    plan = make_plan(weights=[2.5], lengths=[4], batch_size=2)
-    assert sorted(counts(plan, range(5)).values()) == [2, 2, 3, 3]
-    assert counts(plan, range(10)) == Counter({(0, i): 5 for i in range(4)})
+    4 of weight 2.5 come 10 an epoch, 5 times each in two epochs; 3 by 8 come 8 times each in three steps.
+    """
+    plan = make_plan(weights=[weight], lengths=[length], batch_size=batch_size)
+    assert [plan.first_step(epoch) for epoch in range(5)] == first_steps
+    assert all(plan.first_step(plan.epoch_of(step)) <= step for step in range(10))
+    steps, number = times
+    for start in (0, steps):
+        assert counts(plan, range(start, start + steps)) == Counter({(0, i): number for i in range(length)})
 
 
 def test_weights_are_exact_decimals() -> None:
-    """0.29 * 100 is 28.999999999999996 in floating point; an epoch takes 29."""
+    """0.29 * 100 is 28.999999999999996 in floating point; an epoch takes 29.
+
+    10 records of weight 0.001 give one image in 100 epochs, beside the 200 of the other source.
+    """
     assert make_plan(weights=[0.29], lengths=[100], batch_size=1).first_step(1) == 29
+    plan = make_plan(weights=[1, 0.001], lengths=[2, 10], batch_size=1)
+    assert plan.first_step(100) == 201
+    assert sum(number for (source, _), number in counts(plan, range(201)).items() if source) == 1
 
 
 def test_an_epoch_size_cycles_through_the_records() -> None:
@@ -103,22 +110,8 @@ def test_sources_are_shuffled_together() -> None:
     assert order[0] != order[1]
 
 
-def test_fewer_records_than_a_batch() -> None:
-    """3 records by 8: three steps are 24 images, 8 epochs, 8 of each record."""
-    plan = make_plan(lengths=[3], batch_size=8)
-    assert plan.steps_per_epoch == 1
-    assert counts(plan, range(3)) == Counter({(0, i): 8 for i in range(3)})
-
-
-def test_a_rare_record_in_a_long_run() -> None:
-    """10 records of weight 0.001 give one image in 100 epochs, beside the 200 of the other source."""
-    plan = make_plan(weights=[1, 0.001], lengths=[2, 10], batch_size=1)
-    assert plan.first_step(100) == 201
-    assert sum(number for (source, _), number in counts(plan, range(201)).items() if source) == 1
-
-
-def test_other_halves_come_in_later_offsets() -> None:
-    """20 records, 10 an epoch: epochs 0 and 1 are the halves of one turn; those of the next turns are others."""
+def test_other_halves_come_in_later_permutations() -> None:
+    """20 records, 10 an epoch: epochs 0 and 1 are the halves of one permutation; those of the next are others."""
     plan = make_plan(weights=[0.5], lengths=[20], batch_size=10)
     halves = [frozenset(counts(plan, range(step, step + 1))) for step in range(8)]
     assert all(not one & other for one, other in zip(halves[::2], halves[1::2], strict=True))
@@ -147,14 +140,6 @@ def test_batches_are_of_one_aspect_but_for_one_an_epoch() -> None:
         assert len({sample.index for batch in batches for sample in batch}) == 20
 
 
-def test_batches_of_both_aspects_come_in_any_order() -> None:
-    """20 wide and 20 high images by 4: five batches each an epoch, in another order in each of 5 epochs."""
-    plan = BatchSampler([make_source([WIDE, HIGH] * 20)], [entry()], batch_size=4, seed=0)
-    orders = {tuple(plan.batch(step)[0].index % 2 for step in range(e * 10, e * 10 + 10)) for e in range(5)}
-    assert len(orders) > 3
-    assert all(sum(order) == 5 for order in orders)
-
-
 def test_batches_are_of_similar_aspects() -> None:
     """640 images from 1:2 to 2:1 by 10, all in one pool: a batch spans 1 of 64 equal parts and a little.
 
@@ -166,12 +151,6 @@ def test_batches_are_of_similar_aspects() -> None:
     powers = [[math.log2(sizes[sample.index][0] / 1000) for sample in plan.batch(step)] for step in range(64)]
     assert max(max(batch) - min(batch) for batch in powers) < 2 * 2 / 64 + 0.02
     assert len({tuple(sample.index for sample in plan.batch(step)) for step in range(128)}) > 110
-
-
-def test_no_record_waits_for_others_of_its_aspect() -> None:
-    """One high image among 7, by 4: it comes 8 times in 14 steps, like the others."""
-    plan = BatchSampler([make_source([WIDE] * 6 + [HIGH])], [entry()], batch_size=4, seed=0)
-    assert counts(plan, range(14)) == Counter({(0, i): 8 for i in range(7)})
 
 
 # --- purity ------------------------------------------------------------------------------------------------------
@@ -189,18 +168,15 @@ def test_a_step_depends_on_nothing_but_its_number() -> None:
 
 
 def test_each_drawing_has_its_own_seed() -> None:
-    """30 steps of 4 from 10 records and 5: 120 drawings with 120 seeds that fit 63 bits."""
+    """30 steps of 4 from 10 records and 5: 120 drawings with 120 seeds of 63 bits; another seed, another order."""
     plan = make_plan(weights=[1, 1], lengths=[10, 5])
     seeds = [sample.seed for step in range(30) for sample in plan.batch(step)]
-    assert len(set(seeds)) == 120
-    assert all(0 <= seed < 2**63 for seed in seeds)
-
-
-def test_another_seed_is_another_order() -> None:
-    sources, entries = [make_source([WIDE] * 40)], [entry()]
-    one, other = (BatchSampler(sources, entries, batch_size=8, seed=seed).batch(0) for seed in (0, 1))
+    source = [make_source([WIDE] * 40)]
+    one, other = (BatchSampler(source, [entry()], batch_size=8, seed=seed).batch(0) for seed in (0, 1))
     assert {sample.index for sample in one} != {sample.index for sample in other}
     assert not {sample.seed for sample in one} & {sample.seed for sample in other}
+    assert len(set(seeds)) == 120
+    assert all(0 <= seed < 2**63 for seed in seeds)
 
 
 # --- streams -----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""One set in four layouts gives the same records."""
+"""One set in five layouts gives the same records."""
 
 import json
 from pathlib import Path
@@ -9,9 +9,9 @@ import torch
 
 from hf_grounding_dino.data.readers import open_records
 from hf_grounding_dino.data.records import Record, RecordSet, SourceEntry
-from hf_grounding_dino.data.shapes import write_coco
+from hf_grounding_dino.data.shapes import write_coco, write_odvg
 
-COUNT = 5
+COUNT = 4
 
 
 def images_of(document: dict) -> list[tuple[dict, list[tuple[str, list[float]]]]]:  # type: ignore[type-arg]
@@ -68,7 +68,7 @@ def described(records: RecordSet) -> list[list[tuple[str, list[float]]]]:
     return [boxes(records[i]) for i in range(len(records))]
 
 
-def test_the_same_images_in_four_layouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_images_in_five_layouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """YOLO has six decimals of the width and the height: 1e-6 of 640 pixels, and once more for half a side."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     root = tmp_path / "set"
@@ -77,6 +77,7 @@ def test_the_same_images_in_four_layouts(tmp_path: Path, monkeypatch: pytest.Mon
     names = [category["name"] for category in document["categories"]]
     sources = {
         "coco": (coco, str(root / "images")),
+        "odvg": (write_odvg(root, count=COUNT, seed=3, split="train", task="detection"), str(root / "images")),
         "yolo": (write_yolo(root, document, names), None),
         "voc": (write_voc(root, document), str(root / "images")),
         "datasets": (write_imagefolder(root, document), None),
