@@ -139,7 +139,7 @@ one_label = st.one_of(words, st.builds("{} {}".format, words, st.text(max_size=4
 label_lists = st.lists(one_label.filter(accepted), min_size=1, max_size=6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.lists(label_lists, min_size=1, max_size=3), st.integers(0, 9999), st.floats(0, 1), st.floats(0, 1), st.booleans()
 )
@@ -165,7 +165,7 @@ def test_every_label_is_the_callers_own(
         assert torch.equal(every["scores"], every["scores"].sort(descending=True).values)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(label_lists, one_label.filter(accepted), st.integers(0, 9999))
 def test_another_class_changes_no_score(labels: list[str], added: str, seed: int) -> None:
     processor = make_processor()
@@ -213,7 +213,13 @@ def test_no_threshold_is_itself_let_through(processor: GroundingDinoProcessor) -
     assert len(processor.post_process_object_detection(outputs)[0]["scores"]) == 1
 
 
-def test_prompts_that_differ_in_spelling_alone_keep_their_own_within_a_batch(processor: GroundingDinoProcessor) -> None:
+def test_prompts_that_differ_in_spelling_alone_keep_their_own(processor: GroundingDinoProcessor) -> None:
+    """Law 16: within a batch, and where both are read after both were made."""
+    spellings = (["Cat", "remote control"], ["cat", "Remote Control"], "cat. remote control.")
+    outputs = [random_outputs(processor(IMAGE, text)["input_ids"]) for text in spellings]
+    found = [processor.post_process_grounded_object_detection(one, threshold=0)[0]["text_labels"] for one in outputs]
+    assert [set(labels) for labels in found[:2]] == [set(labels) for labels in spellings[:2]]
+    assert set(" ".join(found[2]).split()) <= {"cat", "remote", "control"}
     outputs = random_outputs(processor(text=[["Cat"], ["cat."], ["CAT"]])["input_ids"])
     results = processor.post_process_grounded_object_detection(outputs, threshold=0)
     assert [set(result["text_labels"]) for result in results] == [{"Cat"}, {"cat."}, {"CAT"}]
@@ -227,14 +233,6 @@ def test_given_labels_are_used_word_for_word(processor: GroundingDinoProcessor) 
             processor.post_process_object_detection(outputs, text_labels)[0],
         ):
             assert set(result["text_labels"]) == {"Felix", "Rex."}
-
-
-def test_ids_that_were_never_seen_are_decoded_in_whole_phrases(processor: GroundingDinoProcessor) -> None:
-    """As the ids of another processor, or of a copy, are."""
-    outputs = random_outputs(processor(text=["Zebra", "Remote control"])["input_ids"].clone())
-    with pytest.warns(UserWarning, match="text_labels"):
-        (result,) = processor.post_process_object_detection(outputs)
-    assert set(result["text_labels"]) == {"zebra", "remote control"}
 
 
 def test_labels_of_a_caption_are_its_words(processor: GroundingDinoProcessor) -> None:
@@ -254,7 +252,7 @@ def test_labels_of_a_caption_are_its_words(processor: GroundingDinoProcessor) ->
     assert result["labels"].tolist() == [0, 0, 1, 0, 1]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.text(max_size=30), st.integers(0, 9999), st.floats(0, 1))
 def test_labels_of_a_caption_are_never_empty_nor_fragments(noise: str, seed: int, text_threshold: float) -> None:
     caption = f"a zebra {noise} bus. CAT-like {noise}"
@@ -525,19 +523,3 @@ def test_a_folder_without_tokenizer_files_is_an_error(tmp_path: Path) -> None:
         (tmp_path / name).unlink(missing_ok=True)
     with pytest.raises(Exception, match="tokenizer"):
         GroundingDinoProcessor.from_pretrained(tmp_path)
-
-
-def test_prompts_that_differ_in_spelling_alone_keep_their_own() -> None:
-    """Law 16, where both are looked up after both were made, and where a model hands the ids on."""
-    processor = GroundingDinoProcessor(GroundingDinoImageProcessor(size=SIZE), TOKENIZER)
-    spellings = (["Cat", "remote control"], ["cat", "Remote Control"], "cat. remote control.")
-    image = Image.new("RGB", (64, 48))
-    batches = [processor(images=image, text=text, return_tensors="pt") for text in spellings]
-    found = []
-    for batch in batches:
-        logits = torch.full((1, 2, batch["input_ids"].shape[1]), 2.0)
-        outputs = SimpleNamespace(logits=logits, pred_boxes=torch.full((1, 2, 4), 0.5), input_ids=batch["input_ids"])
-        prompts = processor._prompts_of(outputs, None, None)
-        found.append(list(prompts[0].phrases))
-    assert found[:2] == [list(labels) for labels in spellings[:2]]
-    assert found[2] == ["cat", "remote control"]

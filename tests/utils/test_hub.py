@@ -80,25 +80,25 @@ def test_the_thresholds_beside_a_model(
     assert "no thresholds.json of x/nano (`calibrate` makes one)" in capsys.readouterr().err
 
 
-def test_what_people_see(cache: Path, tmp_path: Path) -> None:
+def test_what_people_see(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """One line on stderr, the results on stdout; for a model that is not in the cache, one line and exit code 2."""
     put_into_cache(cache, "x/nano", NANO)
     environment = {**os.environ, "HF_ENDPOINT": NOWHERE, "HF_HUB_CACHE": str(cache), "NO_PROXY": "127.0.0.1"}
     environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-
-    def detect(model: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "hf_grounding_dino", "detect", "--demo", "--device", "cpu", "--model", model]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
-
-    done = detect("x/nano")
+    command = [sys.executable, "-m", "hf_grounding_dino", "detect", "--demo", "--device", "cpu", "--model", "x/nano"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "red square" in done.stdout
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"x/nano: {NOWHERE} cannot be reached (")
-    done = detect("x/none")
-    assert done.returncode == 2 and done.stdout == ""
-    (line,) = done.stderr.splitlines()
+    hub_at(monkeypatch, NOWHERE)
+    refuse_to_wait(monkeypatch)
+    assert main(["detect", "--demo", "--device", "cpu", "--model", "x/none"]) == 2
+    printed = capsys.readouterr()
+    (line,) = printed.err.splitlines()
     assert line.startswith("hf-grounding-dino: the model x/none cannot be loaded: We couldn't connect to")
-    assert "HF_HUB_OFFLINE" in line
+    assert "HF_HUB_OFFLINE" in line and printed.out == ""
 
 
 @pytest.mark.parametrize(("status", "code"), [(401, "GatedRepo"), (404, "EntryNotFound"), (503, None)])
@@ -110,11 +110,11 @@ def test_a_hub_that_answers_is_left_to_the_loader(
     assert not caplog.records
 
 
-@pytest.mark.parametrize("name", [str(NANO), "not a repo", "/no/such/folder", ""])
-def test_what_is_no_repo_is_not_asked_for(
-    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.parametrize("name", [str(NANO), "not a repo", "/no/such/folder", "", "chosen/offline"])
+def test_what_is_not_asked_for(name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """What is no repo, and all where HF_HUB_OFFLINE is set; nothing is said."""
     hub_at(monkeypatch, NOWHERE)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", name == "chosen/offline")
     with offline_fallback(name) as cached:
         assert cached is False
     assert not caplog.records
@@ -126,13 +126,4 @@ def test_other_threads_keep_the_hub(monkeypatch: pytest.MonkeyPatch, caplog: pyt
     with pytest.raises(KeyError), offline_fallback("failing/model") as cached:
         assert cached is True and constants.HF_HUB_OFFLINE is False
         raise KeyError
-    assert not caplog.records
-
-
-def test_offline_by_choice(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing is asked and nothing said."""
-    hub_at(monkeypatch, NOWHERE)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with offline_fallback("chosen/model") as cached:
-        assert cached is False
     assert not caplog.records

@@ -32,7 +32,7 @@ DOORS: dict[str, Callable[[Path], Any]] = {
     "page": lambda path: read_upload(str(path)),
 }
 FINE = {"whole", "chunked", "moved"}
-SECONDS = 1.0
+SECONDS = 0.5
 
 
 def encoded(kind: str, **options: object) -> bytes:
@@ -96,7 +96,7 @@ class StrangeError(Exception):
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("door", [door for door in DOORS if door != "heads"])
-@pytest.mark.parametrize(("width", "height"), [(170_000_000, 1), (1, 170_000_000), (2**31 - 1, 2**31 - 1)])
+@pytest.mark.parametrize(("width", "height"), [(170_000_000, 1), (2**31 - 1, 2**31 - 1)])
 def test_a_head_that_promises_too_much_is_one_line(door: str, width: int, height: int, tmp_path: Path) -> None:
     """Pillow has no rows of more than 2 GiB of bits: MemoryError, however much memory there is."""
     path = tmp_path / "photo.png"
@@ -149,12 +149,12 @@ def test_a_url_is_read(server: str, name: str) -> None:
 def test_what_a_url_may_answer_is_one_line_within_its_time(
     server: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At most `MOST_BYTES`, and a second, here; the limit of the test itself is that of a busy machine."""
+    """At most `MOST_BYTES`, and half a second, here; the limit of the test itself is that of a busy machine."""
     monkeypatch.setattr(image_files, "MOST_BYTES", 10**6)
     start = time.monotonic()
     with pytest.raises(ValueError, match=r"^Image 0 .*cannot be read: [^\n]+$") as error:
         read_images([f"{server}/{name}"], timeout=SECONDS)
-    assert time.monotonic() - start < 30 * SECONDS
+    assert time.monotonic() - start < 60 * SECONDS
     assert len(str(error.value)) < 400
 
 
@@ -174,8 +174,8 @@ def test_what_is_wrong_with_a_url_is_said(server: str, monkeypatch: pytest.Monke
         "cut": "cut off after",
         "huge_length": "8,796,093,022,208 bytes, more than 1,000,000",
         "endless": "more than 1,000,000 bytes",
-        "dripping": "longer than 1 seconds",
-        "dripping_head": "longer than 1 seconds",
+        "dripping": "longer than 0.5 seconds",
+        "dripping_head": "longer than 0.5 seconds",
         "loop": "redirected more than",
         "no_such": "404",
     }.items():
