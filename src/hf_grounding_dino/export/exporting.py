@@ -2,8 +2,6 @@
 
 What is open: the number of pictures, height and width of the canvas, the size of each picture on it (`pixel_mask`) and
 the number of tokens. What is fixed: the weights and their type, the number of queries, evaluation mode.
-
-Shapes: `B` batch, `H`, `W` canvas, `T` text tokens, `Q` queries.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Position embeddings, all computed in float32.
-
-Shapes: `B` batch, `N` any sequence, `H`, `W` a level, `D` width.
-"""
+"""Position embeddings, all computed in float32."""
 
 from __future__ import annotations
 

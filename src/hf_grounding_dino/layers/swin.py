@@ -3,8 +3,6 @@
 The rows of a map travel in the order of the windows that attend next, so a window is a slice; cells that only pad a
 window exist for the length of its attention. On a CPU, with nothing recorded for a gradient, a layer runs over a few
 windows at a time, which stay in the cache. The stock modules own the parameters and do all arithmetic but attention.
-
-Shapes: `B` images, `N` cells of all images, `V` windows of all images, `A` cells of a window, `M` heads, `C` width.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
-"""The training objective: contrastive focal, L1 and GIoU losses over every decoder layer and the first stage.
+"""The training objective: contrastive focal, L1 and GIoU losses over every decoder layer and the encoder's proposals.
 
 Sections 3.5 and A of the paper, in the form MM-Grounding-DINO (arXiv 2401.02361) trains with.
-
-Shapes: `K` prediction sets (decoder layers, then the first stage), `B` batch, `Q` queries, `T` text tokens.
 """
 
 from __future__ import annotations
@@ -79,7 +77,7 @@ def grounding_loss(
 
     Returns:
         The weighted total, and the terms before weighting: `loss_ce`, `loss_bbox` and `loss_giou` for the last
-        layer, with `_0`, `_1`, ... for the layers before it and `_enc` for the first stage.
+        layer, with `_0`, `_1`, ... for the layers before it and `_enc` for the encoder's proposals.
     """
     logits_KBQT = predictions.logits_KBQT.float()
     matches = _match_batch(logits_KBQT, predictions.boxes_KBQ4.float(), targets, weights, alpha)

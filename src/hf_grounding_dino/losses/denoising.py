@@ -8,9 +8,6 @@ size, to be found back, and once with more, to be told apart as background. Ever
 batch, and its loss is divided by R; for an image alone that is what mmdetection computes. Of more boxes than
 `num_queries`, that many are drawn, so that no image has more than 2 `num_queries` of these queries; one without boxes
 has none.
-
-Shapes: `B` batch, `N` denoising queries, `Q` matching queries, `G` boxes of one image, `T` text tokens, `D` width, `K`
-decoder layers, `M` pairs of a query and a box.
 """
 
 from __future__ import annotations

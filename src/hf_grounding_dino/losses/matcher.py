@@ -1,7 +1,4 @@
-"""One-to-one assignment of queries to boxes (DETR, section 3.1), with the contrastive class cost of this family.
-
-Shapes: `K` prediction sets, `Q` queries, `T` text tokens, `G` boxes of one image.
-"""
+"""One-to-one assignment of queries to boxes (DETR, section 3.1), with the contrastive class cost of this family."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What an image teaches: its boxes and the words each is called by, checked at the door.
-
-Shapes: `B` batch, `T` text tokens, `G` boxes of one image.
-"""
+"""The ground truth of each image, checked: its boxes and the words each is called by."""
 
 from __future__ import annotations
 

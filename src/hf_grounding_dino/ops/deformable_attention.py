@@ -1,7 +1,4 @@
-"""Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, equation 3).
-
-Shapes: `B` batch, `S` image tokens, `N` queries, `H` heads, `L` levels, `P` points, `C` width of a head, `D` = H * C.
-"""
+"""Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, equation 3)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """From the numbers of the model to scored, labelled boxes: the three readings the family is used with.
 
 Everything here takes the outputs of one image, already without the padding of its prompt, and loops over no box.
-
-Shapes: `Q` queries, `T` text tokens, `P` phrases, `K` detections.
 """
 
 from __future__ import annotations

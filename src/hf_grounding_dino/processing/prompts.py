@@ -4,8 +4,6 @@ A prompt is a sequence of phrases, each closed by a delimiter ("." or "?"). Ever
 and the post-processing need to know of it are readings of one integer per token, its phrase number:
 tokens of one phrase may attend to each other, a box of phrase p has the tokens numbered p as its target, and the
 score of phrase p is taken over the tokens numbered p. See section 3.4 of the paper (sub-sentence text features).
-
-Shapes: `B` batch, `T` text tokens, `Q` queries, `P` phrases.
 """
 
 from __future__ import annotations
