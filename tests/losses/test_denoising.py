@@ -45,7 +45,7 @@ def labels() -> list[dict[str, Any]]:
 
 
 def denoising_model(family: tiny.Family = "grounding-dino", **changes: Any) -> Any:
-    """A tiny model in training, with a label table."""
+    """A tiny model in training, with a label embedding."""
     model = tiny.tiny_model(family, **changes).train()
     torch.manual_seed(0)
     model.enable_denoising(NUM_QUERIES, num_labels=NUM_LABELS)
@@ -276,7 +276,7 @@ def gradients(model: Any, inputs: dict[str, Tensor], targets: list[dict[str, Any
 
 @families
 def test_gradient_of_a_batch_is_the_sum_of_its_images(family: tiny.Family) -> None:
-    """Three images in a row give the gradients of the batch, within 1e-3; the label table's too.
+    """Three images in a row give the gradients of the batch, within 1e-3; the label embedding's too.
 
     (Where the true gradient is 0, as before a norm, what rounding leaves is above 1e-4.)
     """
@@ -388,7 +388,7 @@ def test_out_of_training_nothing_changes(family: tiny.Family) -> None:
 
 @families
 def test_every_parameter_learns(family: tiny.Family) -> None:
-    """The label table has a gradient that is not zero; every other parameter has one still."""
+    """The label embedding has a gradient that is not zero; every other parameter has one still."""
     model = denoising_model(family)
     model(**tiny.together(singles()), labels=labels()).loss.backward()
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []

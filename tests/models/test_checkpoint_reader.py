@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hf_grounding_dino.models.grounding_dino.checkpoint_reader import read_checkpoint, recognise
+from hf_grounding_dino.models.checkpoint_reader import read_checkpoint, recognise
 
 
 def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:

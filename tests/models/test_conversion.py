@@ -19,10 +19,11 @@ from torch import Tensor, nn
 import hf_grounding_dino as own
 from hf_grounding_dino.assets import NANO
 from hf_grounding_dino.layers.swin import merge_patches
-from hf_grounding_dino.models.grounding_dino.checkpoint_reader import CONFIG_KEY
+from hf_grounding_dino.models.checkpoint_reader import CONFIG_KEY
 from hf_grounding_dino.models.grounding_dino.conversion import ConversionError, convert_from_hf, convert_to_hf
-from hf_grounding_dino.models.grounding_dino.conversion_rules import MERGE_ORDER, Layout
+from hf_grounding_dino.models.grounding_dino.conversion_rules import MERGE_ORDER
 from hf_grounding_dino.models.grounding_dino.infer_config import contradictions
+from hf_grounding_dino.models.weight_names import Layout
 from tiny import FAMILIES, Family, tiny_model
 
 SWIN = "model.backbone.conv_encoder.model"
@@ -218,7 +219,7 @@ def test_a_checkpoint_of_mmdetection_lands_where_it_belongs(tmp_path: Path) -> N
     extra = {"lmm.model.weight": torch.ones(2), "connector.0.bias": torch.ones(2), "strange.weight": torch.ones(3)}
     torch.save({"state_dict": theirs | extra, "meta": {"epoch": 1}}, tmp_path / "mm.pth")
     report = convert_to_hf(tmp_path / "mm.pth", tmp_path / "out", tokenizer=None)
-    assert report.layout == "mmdet" and report.model_type == "mm-grounding-dino" and report.label_table == 9
+    assert report.layout == "mmdet" and report.model_type == "mm-grounding-dino" and report.label_embedding == 9
     assert report.missing == [] and report.misshaped == [] and report.unexpected == ["strange.weight"]
     assert {"lmm.model.weight", "connector.0.bias"} <= set(report.dropped)
     assert len(report.dropped) == 2 + 4 + 1  # with the position index of each of four blocks, and the position ids

@@ -1,6 +1,6 @@
-"""The detector as one graph that takes any number of pictures of any sizes: `torch.export`, ONNX, OpenVINO.
+"""The detector as one graph that takes any number of images of any sizes: `torch.export`, ONNX, OpenVINO.
 
-What is open: the number of pictures, height and width of the canvas, the size of each picture on it (`pixel_mask`) and
+What is open: the number of images, height and width of the canvas, the size of each image on it (`pixel_mask`) and
 the number of tokens. What is fixed: the weights and their type, the number of queries, evaluation mode.
 """
 
@@ -62,7 +62,7 @@ class DetectionGraph(nn.Module):
         """The inputs of the model as the processor makes them, none left out.
 
         Returns:
-            `logits (B, Q, T)`, -inf on padding, and `pred_boxes (B, Q, 4)`, (cx, cy, w, h) in [0, 1] of each picture;
+            `logits (B, Q, T)`, -inf on padding, and `pred_boxes (B, Q, 4)`, (cx, cy, w, h) in [0, 1] of each image;
             both float32.
         """
         detector = self.detector
@@ -76,7 +76,7 @@ class DetectionGraph(nn.Module):
 
 
 def smallest_side(model: GroundingDinoForObjectDetection) -> int:
-    """The least height and width, in pixels, of the canvas of an exported model; smaller pictures are padded to it."""
+    """The least height and width, in pixels, of the canvas of an exported model; smaller images are padded to it."""
     detector = model.model
     further_levels = len(detector.input_proj_vision) - len(detector.backbone.conv_encoder.model.channels)
     return int(coarsest_cell(detector.backbone.conv_encoder.model) * 2 ** max(further_levels, 0) + 1)
@@ -262,10 +262,10 @@ def load_runner(path: Path, file_format: str) -> Runner:
 
 
 class Agreement(NamedTuple):
-    """The largest differences of an exported model from the model, over the best queries of each picture.
+    """The largest differences of an exported model from the model, over the best queries of each image.
 
     scores: of a token's score, in [0, 1].
-    boxes: of a coordinate, in parts of the picture.
+    boxes: of a coordinate, in parts of the image.
     """
 
     scores: float
@@ -273,7 +273,7 @@ class Agreement(NamedTuple):
 
 
 def compare(model: GroundingDinoForObjectDetection, run: Runner, batches: Sequence[Mapping[str, Tensor]]) -> Agreement:
-    """Compare an exported model with a model in float32, on the ten best queries of each picture.
+    """Compare an exported model with a model in float32, on the ten best queries of each image.
 
     A query is compared with the one of the other that is nearest to it, since rounding may exchange two.
 

@@ -58,7 +58,7 @@ class DenoisingSettings:
 class ImageNoise(NamedTuple):
     """The denoising queries of one image, group by group, in each first the positive ones, then the negative ones.
 
-    labels_N: rows of the label table.
+    labels_N: rows of the label embedding.
     boxes_N4: (cx, cy, w, h) in [0, 1], float32.
     sources_N: the box each was made from.
     groups_N: the group each is in.
@@ -75,7 +75,7 @@ class ImageNoise(NamedTuple):
 class NoisedQueries(NamedTuple):
     """The denoising queries of a batch, before the matching queries in the decoder; padding comes last.
 
-    content_BND: rows of the label table, zeros on padding.
+    content_BND: rows of the label embedding, zeros on padding.
     boxes_BN4: (cx, cy, w, h) in [0, 1], float32.
     groups_BN: the group each is in, -1 on padding.
     shares_B: 1 over the number of groups, what an image's loss is multiplied by.
@@ -111,7 +111,7 @@ class NoisedQueries(NamedTuple):
 
 
 class Denoising(nn.Module):
-    """The label table: what a denoising query begins with, by the number of its box's phrase in the prompt.
+    """The label embedding: what a denoising query begins with, by the number of its box's phrase in the prompt.
 
     The number says nothing of the phrase's meaning, which comes in through the decoder's attention to the text.
     """

@@ -14,7 +14,7 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from ..models.grounding_dino.label_embedding import TABLE_FILE
+from ..models.grounding_dino.label_embedding import LABEL_EMBEDDING_FILE
 from ..training.curves import plot_losses
 from ..training.states import METRICS_FILE, STEP_FILE
 from ..utils.atomic import write_atomic
@@ -84,8 +84,8 @@ def publish(  # noqa: PLR0913
         raise PublishError("give a folder, a repo or both to publish to")
     folder = _model_folder(run, which)
     _refuse_links_outside(run, folder)
-    if with_denoising and not (folder / TABLE_FILE).is_file():
-        raise PublishError(f"{folder}: there is no {TABLE_FILE}, as the run trained without denoising")
+    if with_denoising and not (folder / LABEL_EMBEDDING_FILE).is_file():
+        raise PublishError(f"{folder}: there is no {LABEL_EMBEDDING_FILE}, as the run trained without denoising")
     own_token = check_access(repo_id, token) if repo_id else None
     with tempfile.TemporaryDirectory() as temporary:
         assembled = Path(temporary)
@@ -132,7 +132,7 @@ def _refuse_links_outside(run: Path, folder: Path) -> None:
 
 
 def _copy_model(folder: Path, to: Path, with_denoising: bool, with_remote_code: bool) -> None:
-    left_out = () if with_denoising else (TABLE_FILE,)
+    left_out = () if with_denoising else (LABEL_EMBEDDING_FILE,)
     for pattern in _MODEL_FILES:
         for file in folder.glob(pattern):
             if file.name not in (STEP_FILE, *left_out):

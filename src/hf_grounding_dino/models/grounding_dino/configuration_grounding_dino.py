@@ -143,7 +143,7 @@ class _GroundingDinoOptions(FamilyConfig):
             ),
             (
                 getattr(self, "two_stage_bbox_embed_share", False),
-                "`two_stage_bbox_embed_share=True` is not supported: the first stage has its own head.",
+                "`two_stage_bbox_embed_share=True` is not supported: the encoder's proposals have their own head.",
             ),
             (
                 not self.tie_word_embeddings,

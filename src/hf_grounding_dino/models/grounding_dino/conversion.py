@@ -23,9 +23,7 @@ from ...processing.image_processing_grounding_dino import GroundingDinoImageProc
 from ...processing.processing_grounding_dino import GroundingDinoProcessor
 from ...utils.atomic import atomic_file, atomic_folder
 from ...utils.hub import offline_fallback
-from ..configuration import own_config
-from ..registry import MODEL_TYPES, load
-from .checkpoint_reader import (
+from ..checkpoint_reader import (
     CONFIG_KEY,
     IMAGES_KEY,
     KNOWN_TO_BE_DROPPED,
@@ -33,14 +31,17 @@ from .checkpoint_reader import (
     read_checkpoint,
     recognise,
 )
+from ..configuration import own_config
+from ..registry import MODEL_TYPES, load
+from ..weight_names import Layout, translate_to_ours, translate_to_theirs
 from .configuration_grounding_dino import AnyGroundingDinoConfig, GroundingDinoConfig
-from .conversion_rules import LOGIT_EPSILONS, RULES, Layout, translate_to_ours, translate_to_theirs
+from .conversion_rules import LOGIT_EPSILONS, RULES
 from .infer_config import contradictions, infer_config
-from .label_embedding import TABLE_FILE, TABLE_KEY
+from .label_embedding import LABEL_EMBEDDING_FILE, LABEL_EMBEDDING_KEY
 from .modeling_grounding_dino import GroundingDinoForObjectDetection
 
 DEFAULT_TOKENIZER = "bert-base-uncased"
-TABLE_IN_MMDET = f"dn_query_generator.{TABLE_KEY}"
+LABEL_EMBEDDING_IN_MMDET = f"dn_query_generator.{LABEL_EMBEDDING_KEY}"
 _COPIES = re.compile(r"model\.decoder\.(bbox|class)_embed\..*|.*\.swin\.layernorm\..*|.*\.position_ids")
 _WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 _SHOWN = 3
@@ -54,7 +55,7 @@ class ConversionReport:
     model_type: "grounding-dino" or "mm-grounding-dino". converted: how many tensors were read and used.
     dropped: left out, as they should be. unexpected: left out, and nobody knows what they are.
     missing: what the network needs and the file lacks. misshaped: (name, shape in the file, shape in the network).
-    label_table: rows of the label table of denoising; 0 without one. others: what else the file holds.
+    label_embedding: rows of the label embedding of denoising; 0 without one. others: what else the file holds.
     """
 
     source: str
@@ -65,7 +66,7 @@ class ConversionReport:
     unexpected: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     misshaped: list[tuple[str, list[int], list[int]]] = field(default_factory=list)
-    label_table: int = 0
+    label_embedding: int = 0
     others: list[str] = field(default_factory=list)
 
     def to_json(self) -> str:
@@ -75,8 +76,8 @@ class ConversionReport:
     def summary(self) -> str:
         """A few lines for people."""
         lines = [f"{self.source}: {self.model_type}, names of {self.layout}, {self.converted} tensors converted"]
-        if self.label_table:
-            lines.append(f"  kept: the label table of denoising, {self.label_table} rows")
+        if self.label_embedding:
+            lines.append(f"  kept: the label embedding of denoising, {self.label_embedding} rows")
         misshaped = [f"{name} {there} instead of {here}" for name, there, here in self.misshaped]
         parts = {
             "dropped as usual": self.dropped,
@@ -180,16 +181,16 @@ def convert_from_hf(
         kind = f"a {config.model_type} model has biases"
         raise ConversionError(f"{source}: {kind} that the original repository has no place for; use mmdet.")
     report = ConversionReport(str(source), layout, config.model_type)
-    table = state.pop(TABLE_KEY, None)
+    table = state.pop(LABEL_EMBEDDING_KEY, None)
     rules = RULES[layout](len(config.backbone_config.out_indices), config.decoder_layers)
     theirs, unknown = translate_to_theirs(_with_every_head(state, config.decoder_layers), rules)
     report.dropped = [name for name in unknown if _COPIES.fullmatch(name)]
     report.unexpected = [name for name in unknown if not _COPIES.fullmatch(name)]
     report.converted = len(state) - len(set(unknown) & set(state))
     if table is not None and layout == "mmdet":
-        theirs[TABLE_IN_MMDET], report.label_table = table, len(table)
+        theirs[LABEL_EMBEDDING_IN_MMDET], report.label_embedding = table, len(table)
     elif table is not None:
-        report.dropped.append(TABLE_FILE)
+        report.dropped.append(LABEL_EMBEDDING_FILE)
     if dtype is not None:
         theirs = {name: tensor.to(dtype) for name, tensor in theirs.items()}
     entries: dict[str, Any] = {"model": theirs} if layout == "original" else {"state_dict": theirs, "meta": {}}
@@ -223,7 +224,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def _read(
     file: Path,
 ) -> tuple[dict[str, Tensor], Tensor | None, ForeignCheckpoint, ConversionReport]:
-    """Tensors under our names, the label table, what was read, the report so far."""
+    """Tensors under our names, the label embedding, what was read, the report so far."""
     try:
         checkpoint = read_checkpoint(file)
     except ValueError as error:
@@ -234,8 +235,8 @@ def _read(
         if layout == "hf":
             raise ValueError("it has the names of transformers already: nothing is to be converted.")
     report = ConversionReport(str(file), layout, others=list(checkpoint.others))
-    table = theirs.pop(TABLE_IN_MMDET, None)
-    report.label_table = 0 if table is None else len(table)
+    table = theirs.pop(LABEL_EMBEDDING_IN_MMDET, None)
+    report.label_embedding = 0 if table is None else len(table)
     necks = {name.split(".")[2] for name in theirs if name.startswith("neck.convs.")}
     layers = {name.split(".")[2] for name in theirs if name.startswith("decoder.layers.")}
     with _told(file, report):
@@ -265,7 +266,7 @@ def _inferred(state: Mapping[str, Tensor], layout: Layout) -> AnyGroundingDinoCo
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     files = sorted(folder.glob("*.safetensors"))
-    if not [file for file in files if file.name != TABLE_FILE]:
+    if not [file for file in files if file.name != LABEL_EMBEDDING_FILE]:
         raise OSError("there are no weights (*.safetensors).")
     for file in files:
         with safe_open(file, "pt") as tensors:
@@ -353,18 +354,18 @@ def _put_table(model: GroundingDinoForObjectDetection, table: Tensor) -> None:
     assert model.denoising is not None
     weight = model.denoising.label_embedding.weight
     if table.shape != weight.shape:
-        raise ConversionError(f"The label table is {tuple(table.shape)}, the model {model.config.d_model} wide.")
+        raise ConversionError(f"The label embedding is {tuple(table.shape)}, the model {model.config.d_model} wide.")
     with torch.no_grad():
         weight.copy_(table)
 
 
 def _save_processor(folder: Path, tokenizer: PreTrainedTokenizerBase | None, stored: Mapping[str, Any]) -> None:
     """Where none is stored: the sizes and the normalisation are the same in both packages, and the defaults here."""
-    pictures = GroundingDinoImageProcessor.from_dict(dict(stored))
+    image_processor = GroundingDinoImageProcessor.from_dict(dict(stored))
     if tokenizer is None:
-        pictures.save_pretrained(folder)
+        image_processor.save_pretrained(folder)
     else:
-        GroundingDinoProcessor(pictures, tokenizer).save_pretrained(folder)
+        GroundingDinoProcessor(image_processor, tokenizer).save_pretrained(folder)
 
 
 @contextmanager

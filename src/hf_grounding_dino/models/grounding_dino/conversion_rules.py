@@ -1,38 +1,21 @@
-"""How Grounding DINO's weights are called elsewhere: tables that are read both ways.
+"""How Grounding DINO's weights are called elsewhere: tables that are read both ways, see `models.weight_names`.
 
 "Theirs" are the names of the original repository (IDEA-Research/GroundingDINO, which Open-GroundingDino shares) and of
 mmdetection (MM-Grounding-DINO, LLMDet). "Ours" are those of transformers, as they stand in its files.
-
-In a name `*` is a number, `@` the rest ("weight", "bias"), and `{a,b}` several names whose tensors go together.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..weight_names import SAME, Change, Layout, Rule
+
 QKV = "{query,key,value}"
 SWIN = "model.backbone.conv_encoder.model"
 BOX_LAYERS = 3
-
-
-class Change(NamedTuple):
-    """What happens to a tensor on the way to several of ours, and back."""
-
-    to_ours: Callable[[Tensor], Sequence[Tensor]]
-    to_theirs: Callable[[Sequence[Tensor]], Tensor]
-
-
-class Rule(NamedTuple):
-    """A name there, the names here, and what happens to the tensor between them."""
-
-    theirs: str
-    ours: str
-    change: Change
 
 
 def _merge_order_to_ours(parts: Tensor) -> list[Tensor]:
@@ -49,7 +32,6 @@ def _merge_order_to_theirs(parts: Sequence[Tensor]) -> Tensor:
     return parts[0].unflatten(-1, (2, 2, channels)).transpose(-1, -3).flatten(-3)
 
 
-SAME = Change(lambda part: [part], lambda parts: parts[0])
 FUSED = Change(lambda fused: fused.chunk(3), lambda parts: torch.cat(list(parts)))
 MERGE_ORDER = Change(_merge_order_to_ours, _merge_order_to_theirs)
 SCALAR = Change(lambda part: [part.reshape(())], lambda parts: parts[0].reshape(1))
@@ -180,7 +162,7 @@ def mmdet_rules(num_stages: int, num_layers: int) -> list[Rule]:
 
     Args:
         num_stages: stages of Swin that are used; the neck counts further levels from there anew.
-        num_layers: decoder layers; head number `num_layers` is that of the first stage.
+        num_layers: decoder layers; head number `num_layers` is that of the encoder's proposals.
     """
     feed_forward = {"ffn.layers.0.0.@": "fc1.@", "ffn.layers.1.@": "fc2.@"}
     swin = {
@@ -241,68 +223,6 @@ def _box_head(branch: int, ours: str) -> dict[str, str]:
     """Every second of the modules there is a ReLU."""
     return {f"bbox_head.reg_branches.{branch}.{2 * j}.@": f"{ours}.layers.{j}.@" for j in range(BOX_LAYERS)}
 
-
-# --- reading a table ---------------------------------------------------------------------------------------------
-
-
-def translate_to_ours(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors under our names, and the names of those that no rule knows.
-
-    Raises:
-        ValueError: two of their names that stand for one tensor hold different values.
-    """
-    patterns = [(_pattern(rule.theirs), rule) for rule in rules]
-    ours: dict[str, Tensor] = {}
-    unknown = []
-    for name, tensor in state.items():
-        found = next(((match, rule) for pattern, rule in patterns if (match := pattern.fullmatch(name))), None)
-        if found is None:
-            unknown.append(name)
-            continue
-        match, rule = found
-        targets = _alternatives(_filled(rule.ours, match.groups()))
-        for target, part in zip(targets, rule.change.to_ours(tensor), strict=True):
-            if target in ours and not torch.equal(ours[target], part):
-                raise ValueError(f"{name} differs from another tensor that should be equal to it ({target}).")
-            ours.setdefault(target, part)
-    return ours, unknown
-
-
-def translate_to_theirs(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors under their names, one under each name that stands for it, and the names that no rule knows."""
-    theirs: dict[str, Tensor] = {}
-    known: set[str] = set()
-    for rule in rules:
-        first, *others = _alternatives(rule.ours)
-        pattern = _pattern(first)
-        for name in state:
-            match = pattern.fullmatch(name)
-            if match is None:
-                continue
-            names = [name, *(_filled(other, match.groups()) for other in others)]
-            if all(other in state for other in names):
-                theirs[_filled(rule.theirs, match.groups())] = rule.change.to_theirs([state[n] for n in names])
-                known.update(names)
-    return theirs, [name for name in state if name not in known]
-
-
-def _pattern(name: str) -> re.Pattern[str]:
-    return re.compile(re.escape(name).replace(r"\*", r"(\d+)").replace("@", r"([\w.]+)"))
-
-
-def _filled(name: str, values: Sequence[str]) -> str:
-    rest = iter(values)
-    return re.sub(r"[*@]", lambda _: next(rest), name)
-
-
-def _alternatives(name: str) -> list[str]:
-    braces = re.search(r"{(.*)}", name)
-    if braces is None:
-        return [name]
-    return [name[: braces.start()] + choice + name[braces.end() :] for choice in braces[1].split(",")]
-
-
-Layout = Literal["original", "mmdet"]
 
 RULES: dict[Layout, Callable[[int, int], list[Rule]]] = {"original": original_rules, "mmdet": mmdet_rules}
 

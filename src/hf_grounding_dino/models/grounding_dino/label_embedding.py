@@ -1,4 +1,4 @@
-"""How a model gets a label table for denoising, and keeps it on disk: beside the model, which stays a stock one."""
+"""How a model gets a label embedding for denoising, and keeps it on disk: beside the model, which stays a stock one."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from transformers import PreTrainedModel
 from ...losses.denoising import Denoising, DenoisingSettings
 from ...utils.hub import remember_hub_options
 
-TABLE_FILE = "denoising.safetensors"
-TABLE_KEY = "label_embedding.weight"
+LABEL_EMBEDDING_FILE = "denoising.safetensors"
+LABEL_EMBEDDING_KEY = "label_embedding.weight"
 """How the table's name ends: here, and in mmdetection, `dn_query_generator.label_embedding.weight`."""
-KEY_IN_MODEL = f"denoising.{TABLE_KEY}"
+KEY_IN_MODEL = f"denoising.{LABEL_EMBEDDING_KEY}"
 
 
 class DenoisingPreTrainedModel(PreTrainedModel):
     """A model that can train with denoising queries.
 
-    Its label table is the submodule `denoising` and so a part of `state_dict()`. On disk it is a file of its own,
+    Its label embedding is the submodule `denoising` and so a part of `state_dict()`. On disk it is a file of its own,
     `denoising.safetensors`, with the settings in its metadata: neither config.json nor the weights know of it.
     """
 
@@ -45,7 +45,7 @@ class DenoisingPreTrainedModel(PreTrainedModel):
             num_queries: positive queries an image, about; as many negative ones come beside them.
             label_noise: in [0, 1]; half of it is the probability that a query's label is drawn anew.
             box_noise: at least 0; 1 moves corners by up to half a box for positive queries.
-            num_labels: rows of the label table; prompts may have more phrases.
+            num_labels: rows of the label embedding; prompts may have more phrases.
 
         Raises:
             ValueError: a value out of range.
@@ -57,11 +57,11 @@ class DenoisingPreTrainedModel(PreTrainedModel):
         self.denoising = self._build(num_labels, settings)
 
     def disable_denoising(self) -> None:
-        """Train without denoising queries from now on, and forget the label table."""
+        """Train without denoising queries from now on, and forget the label embedding."""
         self.denoising = None
 
     def load_denoising(self, path: str | os.PathLike[str]) -> None:
-        """Take the label table from a file, and the settings too where it has them; this enables denoising.
+        """Take the label embedding from a file, and the settings too where it has them; this enables denoising.
 
         Args:
             path: a folder with a `denoising.safetensors`, or a file, .safetensors or one of `torch.save`, with the
@@ -69,13 +69,13 @@ class DenoisingPreTrainedModel(PreTrainedModel):
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file holds no label table, or one of another width; it is named.
+            ValueError: the file holds no label embedding, or one of another width; it is named.
         """
-        file = Path(path) / TABLE_FILE if Path(path).is_dir() else Path(path)
+        file = Path(path) / LABEL_EMBEDDING_FILE if Path(path).is_dir() else Path(path)
         table, settings = _read(file)
         width = self.config.d_model
         if table.ndim != 2 or table.shape[1] != width:
-            raise ValueError(f"{file}: the label table is {tuple(table.shape)}, the model is {width} wide.")
+            raise ValueError(f"{file}: the label embedding is {tuple(table.shape)}, the model is {width} wide.")
         if settings is None:
             settings = DenoisingSettings() if self.denoising is None else self.denoising.settings
         denoising = self._build(len(table), settings)
@@ -99,7 +99,7 @@ class DenoisingPreTrainedModel(PreTrainedModel):
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         remember_hub_options(model, options)
-        file = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "", TABLE_FILE)
+        file = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "", LABEL_EMBEDDING_FILE)
         if pretrained_model_name_or_path is not None and file.is_file():
             model.load_denoising(file)
         return loaded
@@ -112,7 +112,7 @@ class DenoisingPreTrainedModel(PreTrainedModel):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        """As in transformers, and the label table beside; a model without one leaves no older one there.
+        """As in transformers, and the label embedding beside; a model without one leaves no older one there.
 
         `push_to_hub()` uploads the table too, `push_to_hub=True` does not.
         """
@@ -120,7 +120,7 @@ class DenoisingPreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
         if not is_main_process:
             return
-        file = Path(save_directory, TABLE_FILE)
+        file = Path(save_directory, LABEL_EMBEDDING_FILE)
         if self.denoising is None:
             file.unlink(missing_ok=True)
             return
@@ -130,12 +130,12 @@ class DenoisingPreTrainedModel(PreTrainedModel):
 
 def _write(file: Path, table: Tensor, settings: DenoisingSettings) -> None:
     metadata = {name: repr(value) for name, value in asdict(settings).items()}
-    save_file({TABLE_KEY: table.detach().contiguous()}, file, metadata={"format": "pt", **metadata})
+    save_file({LABEL_EMBEDDING_KEY: table.detach().contiguous()}, file, metadata={"format": "pt", **metadata})
 
 
 def _read(file: Path) -> tuple[Tensor, DenoisingSettings | None]:
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: there is no such file to read a label table from.")
+        raise FileNotFoundError(f"{file}: there is no such file to read a label embedding from.")
     if file.suffix == ".safetensors":
         return _read_safetensors(file)
     try:
@@ -161,7 +161,9 @@ def _read_safetensors(file: Path) -> tuple[Tensor, DenoisingSettings | None]:
 
 
 def _table_name(file: Path, names: list[str]) -> str:
-    found = [name for name in names if name.endswith(TABLE_KEY)]
+    found = [name for name in names if name.endswith(LABEL_EMBEDDING_KEY)]
     if len(found) != 1:
-        raise ValueError(f"{file}: holds {len(found)} label tables for denoising (`...{TABLE_KEY}`), not one.")
+        raise ValueError(
+            f"{file}: holds {len(found)} label embeddings for denoising (`...{LABEL_EMBEDDING_KEY}`), not one."
+        )
     return found[0]

@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from .conversion_rules import Layout
+from .weight_names import Layout
 
 CONFIG_KEY = "hf_config"
 """Where a file that this package writes holds the configuration, beside the weights."""
 
 IMAGES_KEY = "hf_image_processor"
-"""Where it holds what is done to pictures."""
+"""Where it holds what is done to images."""
 
 _STORED = (CONFIG_KEY, IMAGES_KEY)
 _STATE_KEYS = ("state_dict", "model", "model_state_dict", "ema_model")
