@@ -7,7 +7,6 @@ published ones need the file as it is.
 from __future__ import annotations
 
 import math
-from array import array
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from ..data.readers.files import ImageFolder, parse_json, read_bytes
 from ..data.readers.names import clean_names
 from ..data.records import DataError
 from ..processing.prompts import clean_name
-from .metrics.base import ItemId
+from .metrics.base import GroundTruth, ItemId
 
 Json = dict[str, Any]
 _FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
@@ -44,16 +43,6 @@ class Category(NamedTuple):
         return {"id": self.id, "name": self.name, **frequency}
 
 
-class _Boxes(NamedTuple):
-    """All boxes in the order of their images; those of image i are rows `first[i]` to `first[i + 1]`."""
-
-    first: NDArray[np.int64]
-    corners: NDArray[np.float64]
-    labels: NDArray[np.int64]
-    crowd: NDArray[np.bool_]
-    area: NDArray[np.float64]
-
-
 @dataclass(frozen=True)
 class AnnotationFile:
     """A COCO or LVIS file in flat arrays; `read_annotations` makes it.
@@ -64,6 +53,8 @@ class AnnotationFile:
     image_ids: in the file's order.
     files: of each image below `root`; "" where the file names none.
     missing: positions of the images that do not exist; none where `root` is None.
+    boxes: in the order of their images; those of image i are rows `first[i]` to `first[i + 1]`.
+    federated: what LVIS says of an image, by its position.
     """
 
     path: Path
@@ -72,7 +63,8 @@ class AnnotationFile:
     image_ids: tuple[ItemId, ...]
     files: tuple[str, ...]
     missing: frozenset[int]
-    boxes: _Boxes
+    boxes: GroundTruth
+    first: NDArray[np.int64]
     federated: Mapping[int, Mapping[str, tuple[int, ...]]]
 
     def __len__(self) -> int:
@@ -91,15 +83,14 @@ class AnnotationFile:
             `area` (n,) in pixels (of the box where the file has none); of LVIS files `neg_category_ids` and
             `not_exhaustive_category_ids`.
         """
-        columns = self.boxes
-        rows = slice(*columns.first[index : index + 2].tolist())
+        rows, columns = slice(*self.first[index : index + 2].tolist()), self.boxes
         federated = {**dict.fromkeys(_FEDERATED, ()), **self.federated.get(index, {})} if self.federated else {}
         return {
             "image_id": self.image_ids[index],
-            "boxes": columns.corners[rows],
+            "boxes": columns.boxes[rows],
             "labels": columns.labels[rows],
-            "iscrowd": columns.crowd[rows],
-            "area": columns.area[rows],
+            "iscrowd": columns.crowds[rows],
+            "area": columns.areas[rows],
             **federated,
         }
 
@@ -120,22 +111,27 @@ def read_annotations(path: Path, images: Path | None = None, *, only: Collection
     """
     document = read_entries(path, ("images", "annotations", "categories"))
     categories = _categories(document["categories"], path)
-    kept = _chosen(categories, only, path)
+    if strange := set(only or ()) - {category.name for category in categories.values()}:
+        raise DataError(f"{path}: has no category {min(strange)!r}")
+    kept = [category for category in categories.values() if only is None or category.name in only]
     entries = image_entries(document, path)
     folder = None if images is None else ImageFolder(images, path)
-    positions = {image_id: i for i, image_id in enumerate(entries)}
-    known = {category.id for category in categories}
     files = [image_file(entry, folder) for entry in entries.values()]
-    boxes = _packed(document, positions, known, {category.id for category in kept}, path)
+    positions = {image_id: i for i, image_id in enumerate(entries)}
+    rows = np.array(_rows(document, positions, categories, path)).reshape(-1, 8)
+    rows = rows[np.isin(rows[:, 1], [category.id for category in kept])]
+    rows = rows[rows[:, 0].argsort(kind="stable")]
+    counts = np.bincount(rows[:, 0].astype(np.int64), minlength=len(entries))
     return AnnotationFile(
         path=path,
         root=images,
-        categories=kept,
+        categories=tuple(kept),
         image_ids=tuple(entries),
         files=tuple(name for name, _ in files),
         missing=frozenset() if folder is None else frozenset(i for i, (_, there) in enumerate(files) if not there),
-        boxes=boxes,
-        federated=_federated(entries, known, path),
+        boxes=GroundTruth(rows[:, 4:], rows[:, 1].astype(np.int64), rows[:, 2], rows[:, 3] > 0),
+        first=np.concatenate([[0], counts.cumsum()]).astype(np.int64),
+        federated=_federated(entries, categories, path),
     )
 
 
@@ -258,58 +254,38 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _categories(raw: Sequence[Any], path: Path) -> tuple[Category, ...]:
+def _categories(raw: Sequence[Any], path: Path) -> dict[int, Category]:
     categories: dict[int, Category] = {}
     for number, entry in enumerate(raw, start=1):
         where = f"{path}, category entry {number}"
         category_id, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
-        if type(category_id) is not int or abs(category_id) >= 2**63 or not isinstance(name, str):
+        # Boxes and labels are kept as float64, in which larger numbers are not exact.
+        if type(category_id) is not int or abs(category_id) >= 2**53 or not isinstance(name, str):
             raise DataError(f"{where}: a category needs a whole number as id and a name, not {entry!r}")
         if category_id in categories:
             raise DataError(f"{where}: id {category_id} is that of {categories[category_id].name!r} too")
         categories[category_id] = Category(category_id, name, entry.get("frequency"))
     if not categories:
         raise DataError(f"{path}: has no categories")
-    return tuple(categories.values())
+    return categories
 
 
-def _chosen(categories: tuple[Category, ...], only: Collection[str] | None, path: Path) -> tuple[Category, ...]:
-    if only is None:
-        return categories
-    names = {category.name for category in categories}
-    if strange := [name for name in only if name not in names]:
-        raise DataError(f"{path}: has no category {strange[0]!r}")
-    return tuple(category for category in categories if category.name in only)
-
-
-def _packed(
-    document: Json, positions: Mapping[ItemId, int], known: Collection[int], kept: Collection[int], path: Path
-) -> _Boxes:
-    corners, area = array("d"), array("d")
-    images, labels, crowd = array("q"), array("q"), array("b")
+def _rows(
+    document: Json, positions: Mapping[ItemId, int], known: Collection[int], path: Path
+) -> list[tuple[float, ...]]:
+    """For each annotation the position of its image, category, area, whether it is a crowd, and corners."""
+    rows: list[tuple[float, ...]] = []
     for where, entry in annotation_entries(document, positions, path):
-        label = entry.get("category_id")
+        label, area = entry.get("category_id"), entry.get("area")
         if type(label) is not int or label not in known:
             raise DataError(f"{where}: there is no category {label!r}")
-        box = corners_of(entry, where)
-        size = entry.get("area")
-        if size is not None and not is_number(size):
-            raise DataError(f"{where}: area is a number of pixels, not {size!r}")
-        if label in kept:
-            corners.extend(box)
-            area.append((box[2] - box[0]) * (box[3] - box[1]) if size is None else size)
-            images.append(positions[entry["image_id"]])
-            labels.append(label)
-            crowd.append(bool(entry.get("iscrowd")))
-    rows = np.array(images, dtype=np.int64)
-    order = rows.argsort(kind="stable")
-    return _Boxes(
-        first=np.concatenate([[0], np.bincount(rows, minlength=len(positions)).cumsum()]).astype(np.int64),
-        corners=np.array(corners, dtype=np.float64).reshape(-1, 4)[order],
-        labels=np.array(labels, dtype=np.int64)[order],
-        crowd=np.array(crowd, dtype=np.bool_)[order],
-        area=np.array(area, dtype=np.float64)[order],
-    )
+        x1, y1, x2, y2 = corners_of(entry, where)
+        if area is None:
+            area = (x2 - x1) * (y2 - y1)
+        elif not is_number(area):
+            raise DataError(f"{where}: area is a number of pixels, not {area!r}")
+        rows.append((positions[entry["image_id"]], label, area, bool(entry.get("iscrowd")), x1, y1, x2, y2))
+    return rows
 
 
 def _federated(

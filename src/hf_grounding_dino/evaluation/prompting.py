@@ -5,11 +5,12 @@ No score threshold and no suppression of overlaps anywhere, unless `LabelPrompti
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -24,30 +25,28 @@ from .tasks import Sample
 TOP_K, TOP_K_REFERRING = 300, 30
 
 
-class Prompting(Protocol):
+class Prompting(ABC):
     """What a model is asked about each sample."""
 
+    labels_of_all: Sequence[str] = ()
+    """The labels that every image is searched for; empty where each sample has a text of its own."""
+
+    @abstractmethod
     def prompt(self, sample: Sample) -> Prompt:
         """The prompt of a sample."""
-        ...
+
+    @property
+    @abstractmethod
+    def protocol(self) -> dict[str, Any]:
+        """Everything that decides the predictions beside model and images, as JSON: prompts, chunk size, top-k, ..."""
 
     def category_ids(self, sample: Sample) -> Sequence[int] | None:
         """What the labels of the detections, positions in the prompt, are called in the reference; None: the same."""
-        ...
-
-    @property
-    def labels_of_all(self) -> Sequence[str]:
-        """The labels that every image is searched for; empty where each sample has a text of its own."""
-        ...
-
-    @property
-    def protocol(self) -> dict[str, Any]:
-        """Everything that decides the predictions beside model and images, as JSON: prompts, chunk size, top-k, ..."""
-        ...
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelPrompting:
+class LabelPrompting(Prompting):
     """All labels, or those of each image; a label scores as the mean of its tokens.
 
     labels: category id to the words of the prompt, in the prompt's order; several may be the same. What has no words
@@ -83,7 +82,7 @@ class LabelPrompting:
         return tuple(number for number in wanted if self.labels[number].strip())
 
     @property
-    def labels_of_all(self) -> list[str]:
+    def labels_of_all(self) -> list[str]:  # type: ignore[override]
         """All labels."""
         return [words for words in self.labels.values() if words.strip()]
 
@@ -109,7 +108,7 @@ class LabelPrompting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelInPhrasePrompting:
+class LabelInPhrasePrompting(Prompting):
     """All labels in one prompt, some of them inside words around them of which the label alone scores (ODinW).
 
     prompts: category id to its words; what has no name is not prompted.
@@ -150,7 +149,7 @@ class LabelInPhrasePrompting:
         return list(self._named)
 
     @property
-    def labels_of_all(self) -> list[str]:
+    def labels_of_all(self) -> list[str]:  # type: ignore[override]
         """All names."""
         return [prompt.name for prompt in self._named.values()]
 
@@ -163,21 +162,17 @@ class LabelInPhrasePrompting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionPrompting:
+class CaptionPrompting(Prompting):
     """A caption, of which phrases score as the mean of their tokens (Flickr30k Entities).
 
     top_k: pairs of box and phrase that are kept of each sample, over all its phrases together.
     """
 
     top_k: int = TOP_K
-    labels_of_all = ()
 
     def prompt(self, sample: Sample) -> PhrasePrompt:
         """The caption of a sample."""
         return PhrasePrompt(sample.text, sample.phrases, self.top_k)
-
-    def category_ids(self, sample: Sample) -> None:
-        """Phrases go by their position."""
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -186,21 +181,17 @@ class CaptionPrompting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExpressionPrompting:
+class ExpressionPrompting(Prompting):
     """A whole sentence, whose best token is the score of a box (RefCOCO, gRefCOCO).
 
     top_k: boxes that are kept of each sample.
     """
 
     top_k: int = TOP_K_REFERRING
-    labels_of_all = ()
 
     def prompt(self, sample: Sample) -> ReferringPrompt:
         """The expression of a sample."""
         return ReferringPrompt(sample.text, self.top_k)
-
-    def category_ids(self, sample: Sample) -> None:
-        """All labels are 0."""
 
     @property
     def protocol(self) -> dict[str, Any]:
