@@ -13,7 +13,7 @@ import pytest
 from hf_grounding_dino.data.records import DataError
 from hf_grounding_dino.evaluation import predictions
 from hf_grounding_dino.evaluation.metrics.base import ScoredBoxes
-from hf_grounding_dino.evaluation.predictions import PredictionStore, ResultsFile, Unreadable, write_results
+from hf_grounding_dino.evaluation.predictions import PredictionStore, ResultsFile, write_results
 
 
 def answer(seed: int, count: int = 3) -> ScoredBoxes:
@@ -116,16 +116,6 @@ def test_each_case_comes_once(tmp_path: Path) -> None:
     ((sample_id, found),) = store
     assert sample_id == 5
     assert_same(found, answer(0))
-
-
-def test_unreadable_pictures_are_listed(tmp_path: Path) -> None:
-    store = PredictionStore(tmp_path)
-    store.begin({})
-    with store.writer() as writer:
-        writer.add(1, answer(1))
-        writer.add(2, answer(0, 0), "it is not an image")
-    assert store.unreadable() == [Unreadable(2, "it is not an image")]
-    assert store.done() == {1, 2}
 
 
 @pytest.mark.parametrize("ranks", [(0, 1), (1, 0)])

@@ -79,8 +79,6 @@ class PerfectPrompt:
     @classmethod
     def find(cls, model: Any, processor: Any, encoded: Any, sizes: Any, prompts: Sequence[PerfectPrompt]) -> Any:
         owner = prompts[0].owner
-        if len(prompts) > owner.memory:
-            raise torch.OutOfMemoryError("too many")
         if len(owner.seen) == owner.fails_at:
             raise KeyboardInterrupt
         assert not model.training
@@ -103,8 +101,8 @@ class Perfect:
     protocol: dict[str, Any] = {"prompting": "perfect"}
     labels_of_all = ()
 
-    def __init__(self, fails_at: int | None = None, memory: int = 99) -> None:
-        self.fails_at, self.memory = fails_at, memory
+    def __init__(self, fails_at: int | None = None) -> None:
+        self.fails_at = fails_at
         self.seen: list[Any] = []
         self.batches: list[int] = []
 
@@ -166,16 +164,6 @@ def test_a_run_that_was_cut_off_goes_on(data: Path, model: Any, processor: Any, 
     assert score(task_of(data), store).numbers == score(task_of(data), whole).numbers
 
 
-def test_memory_is_made_do_with(data: Path, model: Any, processor: Any, tmp_path: Path) -> None:
-    """Room for 2 of a batch of 4: it is halved and stays so; no room for one is the end."""
-    prompting = Perfect(memory=2)
-    run(task_of(data, prompting=prompting), model, processor, PredictionStore(tmp_path / "a"), batch_size=4)
-    assert prompting.batches == [2, 2, 1]
-    with pytest.raises(torch.OutOfMemoryError):
-        task = task_of(data, prompting=Perfect(memory=0))
-        run(task, model, processor, PredictionStore(tmp_path / "b"), batch_size=4)
-
-
 def test_unreadable_images_are_counted(data: Path, model: Any, processor: Any, tmp_path: Path) -> None:
     """The second of five is no image, and the last, which ends a batch that has one image: both have no answer."""
     truth = read_annotations(data, data.parent / "images")
@@ -234,12 +222,6 @@ def test_the_protocol_has_the_resizing(data: Path, model: Any, processor: Any) -
     assert protocol["images"]["size"] == {"shortest_edge": 32, "longest_edge": 48}
     assert protocol["dtype"] == "float32"
     assert json.loads(json.dumps(protocol)) == protocol
-
-
-def test_the_mode_of_the_model_is_left(data: Path, model: Any, processor: Any, tmp_path: Path) -> None:
-    learning = deepcopy(model).train()
-    run(task_of(data, prompting=Perfect()), learning, processor, PredictionStore(tmp_path))
-    assert learning.training
 
 
 # --- two processes -----------------------------------------------------------------------------------------------
@@ -310,14 +292,6 @@ def test_results_of_any_tool_are_scored(data: Path, tmp_path: Path) -> None:
     scores = score(task, ResultsFile(path))
     assert scores.scored == 5 and scores.numbers["AP"] < 0.1
     assert sum(len(found.scores) for _, found in samples_with_predictions(task, ResultsFile(path))) == 1
-
-
-def test_answers_come_with_their_cases(data: Path, tmp_path: Path) -> None:
-    task = task_of(data)
-    given = truth_as_predictions(task)
-    pairs = list(samples_with_predictions(task, write_predictions(tmp_path, given)))
-    assert [sample.sample_id for sample, _ in pairs] == list(task.sample_ids)
-    assert_same({sample.sample_id: found for sample, found in pairs}, given)
 
 
 def test_predictions_of_another_set_are_refused(data: Path, tmp_path: Path) -> None:
