@@ -6,12 +6,11 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -21,28 +20,23 @@ from . import UserError, quiet_libraries, say, whole_number
 from .problems import user_errors
 
 if TYPE_CHECKING:
-    from hf_grounding_dino.data.findings import KindOfFinding
+    from hf_grounding_dino.data.findings import KindOfFinding, Tally
     from hf_grounding_dino.data.records import Finding, Record, RecordSet, RecordStream, SourceEntry
 
 _DECODED_AT_ONCE = 64
 
 
-@dataclass
-class Report:
+class Report(NamedTuple):
     """What a data set holds, and what is odd in it.
 
-    images, captions, boxes, crowd: how many are usable; a caption is one record of a grounding set.
-    labels: of a detection set, None of a grounding set.
+    labels: of a detection set, None of a grounding set, where each record is a caption.
+    tally: how much of it is usable.
     """
 
     name: str
     labels: int | None
-    images: int = 0
-    without_boxes: int = 0
-    boxes: int = 0
-    crowd: int = 0
-    captions: int = 0
-    findings: list[KindOfFinding] = field(default_factory=list)
+    tally: Tally
+    findings: list[KindOfFinding]
 
     @property
     def loses_data(self) -> bool:
@@ -106,35 +100,28 @@ def inspect(entry: SourceEntry, *, decode: bool = False, examples: int = 3) -> R
     Raises:
         DataError: the set cannot be used.
     """
-    from hf_grounding_dino.data.findings import group
+    from hf_grounding_dino.data.findings import Tally, group
     from hf_grounding_dino.data.readers import open_records
 
     records = open_records(entry)
-    report = Report(records.name, len(records.label_names) or None)
-    seen: list[Finding] = []
+    tally, seen = Tally(), []
     for record, problem in _inspected(records, decode):
         seen += [problem] if problem else []
-        report.images += 1
-        report.without_boxes += not len(record.boxes)
-        report.boxes += len(record.boxes)
-        report.crowd += 0 if record.crowd is None else int(record.crowd.sum())
-        report.captions += record.caption is not None
+        tally.add(record)
     # Of a stream, the findings are there once it has been read.
-    report.findings = group([*records.findings, *seen], examples)
-    return report
+    findings = group([*records.findings, *seen], examples)
+    return Report(records.name, len(records.label_names) or None, tally, findings)
 
 
 def _inspected(records: RecordSet | RecordStream, decode: bool) -> Iterator[tuple[Record, Finding | None]]:
     """Each record and what is wrong with its image, which is looked at with `decode` alone."""
     from hf_grounding_dino.data.records import RecordSet
 
-    each: Iterable[Record] = (
-        records if not isinstance(records, RecordSet) else map(records.__getitem__, _range(records))
-    )
+    total = len(records) if isinstance(records, RecordSet) else None
+    each = map(records.__getitem__, range(len(records))) if isinstance(records, RecordSet) else records
     if not decode:
         yield from ((record, None) for record in each)
         return
-    total = len(records) if isinstance(records, RecordSet) else None
     waiting = iter(each)
     with (
         ThreadPoolExecutor(os.cpu_count()) as threads,
@@ -143,10 +130,6 @@ def _inspected(records: RecordSet | RecordStream, decode: bool) -> Iterator[tupl
         while batch := list(islice(waiting, _DECODED_AT_ONCE)):
             yield from zip(batch, threads.map(image_problem, batch), strict=True)
             progress.update(len(batch))
-
-
-def _range(records: RecordSet) -> range:
-    return range(len(records))
 
 
 def image_problem(record: Record) -> Finding | None:
@@ -171,13 +154,14 @@ def image_problem(record: Record) -> Finding | None:
 
 def as_json(report: Report) -> str:
     """The report as one JSON object."""
+    tally = report.tally
     document: dict[str, Any] = {
         "name": report.name,
-        "images": report.images,
-        "without_boxes": report.without_boxes,
-        "boxes": report.boxes,
-        "crowd_boxes": report.crowd,
-        **({"captions": report.captions} if report.labels is None else {"labels": report.labels}),
+        "images": tally.records,
+        "without_boxes": tally.without_boxes,
+        "boxes": tally.boxes,
+        "crowd_boxes": tally.crowd,
+        **({"captions": tally.records} if report.labels is None else {"labels": report.labels}),
         "loses_data": report.loses_data,
         "findings": [
             {
@@ -194,9 +178,10 @@ def as_json(report: Report) -> str:
 
 def as_text(report: Report, entry: SourceEntry) -> str:
     """The report as people read it; places in the set start from the folder of its annotations."""
-    rows = [("images", report.images)] if report.labels is not None else [("captions", report.captions)]
-    rows += [("  without boxes", report.without_boxes), ("boxes", report.boxes)]
-    rows += [("  around a group (crowd)", report.crowd)] if report.crowd else []
+    tally = report.tally
+    rows = [("captions" if report.labels is None else "images", tally.records)]
+    rows += [("  without boxes", tally.without_boxes), ("boxes", tally.boxes)]
+    rows += [("  around a group (crowd)", tally.crowd)] if tally.crowd else []
     rows += [("labels", report.labels)] if report.labels is not None else []
     lines = [f"{printable(report.name)} ({entry.format}, {entry.annotations})", "", *_aligned(rows), ""]
     if not report.findings:

@@ -6,8 +6,9 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -217,22 +218,59 @@ def training_batches(
         ValueError: the batch cannot be divided among the processes, or `micro_batch_size` is less than 1.
         DataError: 100 images in a row cannot be read.
     """
-    pieces = len(micro_batches(rank_part([Sample(0, 0, 0)] * sampler.batch_size, rank, world), micro_batch_size))
+    part = _Part(sampler, rank, world, micro_batch_size, max(1, num_workers))
+    pieces = len(part.micro_batches(first_step))
     dataset.divide(rank=rank, world=world, num_workers=num_workers, offset=first_step * pieces)
-    samples = _Samples(sampler, range(first_step, max_steps), rank, world, micro_batch_size)
-    batches: Iterable[list[Sample]] = samples
-    if dataset.has_streams:
-        batches = _InOwnParts(samples, dataset.sources, num_workers, first=first_step * pieces)
+    streams = {i for i, source in enumerate(dataset.sources) if not isinstance(source, RecordSet)}
     loader = DataLoader(
         dataset,
-        batch_sampler=batches,
+        batch_sampler=part.batches(first_step, max_steps, streams),  # gone through once
         num_workers=num_workers,
-        collate_fn=_Loaded(collate),
+        collate_fn=partial(_collated, collate),
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
         worker_init_fn=_obey_the_run_alone,
     )
     return _steps(loader, pieces)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one rank has of the steps, and with how many workers it loads them."""
+
+    sampler: BatchSampler
+    rank: int
+    world: int
+    micro_batch_size: int
+    num_workers: int
+
+    def micro_batches(self, step: int) -> list[list[Sample]]:
+        return micro_batches(rank_part(self.sampler.batch(step), self.rank, self.world), self.micro_batch_size)
+
+    def batches(self, first_step: int, max_steps: int, streams: Collection[int]) -> Iterator[list[Sample]]:
+        """The samples of each micro-batch, in order; those of streams have positions in the part of their worker.
+
+        How many were drawn from it before is counted from the first step of the run on, without reading anything.
+        """
+        drawn: Counter[tuple[int, int]] = Counter()
+        number = 0
+        for step in range(0 if streams else first_step, max_steps):
+            for batch in self.micro_batches(step):
+                placed = []
+                for sample in batch:
+                    place = (sample.source, number % self.num_workers)
+                    placed.append(replace(sample, index=drawn[place]) if sample.source in streams else sample)
+                    drawn[place] += 1
+                number += 1
+                if step >= first_step:
+                    yield placed
+
+
+def _collated(
+    collate: Callable[[Sequence[Any]], dict[str, Any]], items: Sequence[dict[str, Any]]
+) -> tuple[dict[str, Any], list[Skipped]]:
+    """A batch, and apart from it what the model does not read."""
+    return collate(items), [one for item in items for one in item["skipped"]]
 
 
 def _obey_the_run_alone(worker: int) -> None:
@@ -274,54 +312,3 @@ def _steps(loader: Iterable[tuple[dict[str, Any], list[Skipped]]], pieces: int) 
         error.__traceback__ = None
     if failure is not None:
         raise DataError(failure)
-
-
-@dataclass(frozen=True)
-class _Samples:
-    """The samples of each micro-batch of one rank, in order."""
-
-    sampler: BatchSampler
-    steps: range
-    rank: int
-    world: int
-    micro_batch_size: int
-
-    def __iter__(self) -> Iterator[list[Sample]]:
-        for step in self.steps:
-            yield from micro_batches(rank_part(self.sampler.batch(step), self.rank, self.world), self.micro_batch_size)
-
-
-class _InOwnParts:
-    """Micro-batches whose samples from streams have positions in the part of the worker that loads them.
-
-    How many were drawn from it before is counted from the first step on, without reading anything.
-    """
-
-    def __init__(
-        self, samples: _Samples, sources: Sequence[RecordSet | RecordStream], num_workers: int, first: int
-    ) -> None:
-        self.samples = samples
-        self.first = first
-        self.streams = {i for i, source in enumerate(sources) if not isinstance(source, RecordSet)}
-        self.num_workers = max(1, num_workers)
-
-    def __iter__(self) -> Iterator[list[Sample]]:
-        drawn: Counter[tuple[int, int]] = Counter()
-        for number, batch in enumerate(replace(self.samples, steps=range(self.samples.steps.stop))):
-            placed = []
-            for sample in batch:
-                place = (sample.source, number % self.num_workers)
-                placed.append(replace(sample, index=drawn[place]) if sample.source in self.streams else sample)
-                drawn[place] += 1
-            if number >= self.first:
-                yield placed
-
-
-class _Loaded:
-    """Collate items, and keep apart what the model does not read."""
-
-    def __init__(self, collate: Callable[[Sequence[Any]], dict[str, Any]]) -> None:
-        self.collate = collate
-
-    def __call__(self, items: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], list[Skipped]]:
-        return self.collate(items), [one for item in items for one in item["skipped"]]

@@ -56,6 +56,13 @@ def checked_spans(raw: object, caption: Caption, where: str, log: FindingLog) ->
     return tuple(sorted(set(spans)))
 
 
+def spans_of(stated: object, phrase: object, caption: Caption, where: str, log: FindingLog) -> Spans | None:
+    """What names a box: the spans that are stated, or the phrase, looked up."""
+    if stated is None:
+        return phrase_spans(phrase, caption, where, log)
+    return checked_spans(stated, caption, where, log)
+
+
 def _has_word(text: str) -> bool:
     """Whether a tokenizer finds something in it that is no delimiter: blanks, controls and lone accents are dropped."""
     return any(not c.isspace() and c not in PHRASE_DELIMITERS and unicodedata.category(c)[0] not in "CM" for c in text)

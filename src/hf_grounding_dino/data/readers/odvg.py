@@ -7,17 +7,14 @@ where each begins is kept, so that files of millions of lines fit.
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
-
-import numpy as np
-import numpy.typing as npt
 
 from ..findings import FindingLog, Tally
 from ..records import DataError, Finding, Record, SourceEntry, Spans, set_name
 from .boxes import RawBoxes, with_boxes
-from .captions import checked_spans, phrase_spans, strip_caption
+from .captions import spans_of, strip_caption
 from .files import ImageFolder, as_integer, category_number, image_size, json_lines, parse_json, read_json
 from .names import clean_names
 
@@ -43,11 +40,17 @@ def read(entry: SourceEntry) -> OdvgRecords:
     kind = _kind_of(path)
     categories = _label_map(entry, path) if kind == "detection" else {}
     folder = ImageFolder(entry.images or path.parent, path)
-    parser = LineParser(path, folder.root, kind, {number: i for i, number in enumerate(categories)})
-    offsets, lines, sizes = array("q"), array("q"), array("i")
+    records = OdvgRecords(
+        name=set_name(entry, path),
+        label_names=clean_names(tuple(categories.values())),
+        category_ids=tuple(categories),
+        path=path,
+        root=folder.root,
+        kind=kind,
+    )
     seen: set[int | str] = set()
     for number, offset, line in json_lines(path):
-        record = parser.record(line, number, log)
+        record = records.parse(line, number, log)
         if record is None:
             continue
         where, name = f"{path}, line {number}", str(record.image_id)
@@ -56,46 +59,46 @@ def read(entry: SourceEntry) -> OdvgRecords:
         elif folder.check(name, where, log):
             seen.add(name)
             tally.add(record)
-            offsets.append(offset)
-            lines.append(number)
-            sizes.extend(record.size or (0, 0))
+            records.offsets.append(offset)
+            records.lines.append(number)
+            records.sizes.extend(record.size or (0, 0))
     tally.conclude(log, categories)
-    return OdvgRecords(
-        name=set_name(entry, path),
-        label_names=clean_names(tuple(categories.values())),
-        category_ids=tuple(categories),
-        findings=log.findings,
-        parser=parser,
-        offsets=np.array(offsets, dtype=np.int64),
-        lines=np.array(lines, dtype=np.int64),
-        sizes=np.array(sizes, dtype=np.int32).reshape(-1, 2),
-    )
+    records.findings = log.findings
+    return records
 
 
-@dataclass(frozen=True)
+@dataclass(kw_only=True)
 class OdvgRecords:
     """The usable lines of an ODVG file, parsed when they are asked for; a `RecordSet`.
 
+    root: of the images.
+    kind: what each line must hold.
     offsets, lines: where each begins, in bytes, and its number from 1.
-    sizes: (width, height) of each, 0 where the file does not say.
+    sizes: width and height of each, one after the other, 0 where the file does not say.
     """
 
     name: str
     label_names: tuple[str, ...]
     category_ids: tuple[int, ...]
-    findings: tuple[Finding, ...]
-    parser: LineParser
-    offsets: npt.NDArray[np.int64]
-    lines: npt.NDArray[np.int64]
-    sizes: npt.NDArray[np.int32]
+    path: Path
+    root: Path
+    kind: Kind
+    offsets: array[int] = field(default_factory=lambda: array("q"))
+    lines: array[int] = field(default_factory=lambda: array("q"))
+    sizes: array[int] = field(default_factory=lambda: array("i"))
+    findings: tuple[Finding, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Number the labels."""
+        self._positions = {number: i for i, number in enumerate(self.category_ids)}
 
     def __len__(self) -> int:
         """Number of records."""
         return len(self.offsets)
 
     def size(self, index: int) -> tuple[int, int] | None:
-        """(width, height) as the file says."""
-        width, height = self.sizes[index].tolist()
+        """(width, height) as the file says, of a position from 0."""
+        width, height = self.sizes[2 * index : 2 * index + 2]
         return (width, height) if width else None
 
     def __getitem__(self, index: int) -> Record:
@@ -107,34 +110,19 @@ class OdvgRecords:
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
-        path, number = self.parser.path, int(self.lines[index])
+        number = self.lines[index]
         try:
-            with path.open("rb") as file:
-                file.seek(int(self.offsets[index]))
+            with self.path.open("rb") as file:
+                file.seek(self.offsets[index])
                 line = file.readline()
         except OSError as error:
-            raise DataError(f"{path}: {error.strerror}") from error
-        record = self.parser.record(line, number, FindingLog(path, limit=0))
+            raise DataError(f"{self.path}: {error.strerror}") from error
+        record = self.parse(line, number, FindingLog(self.path, limit=0))
         if record is None:
-            raise DataError(f"{path}, line {number}: has changed since the file was opened")
+            raise DataError(f"{self.path}, line {number}: has changed since the file was opened")
         return record
 
-
-@dataclass(frozen=True)
-class LineParser:
-    """Makes a record of a line.
-
-    root: of the images.
-    kind: what each line must hold.
-    positions: of each label of a detection file, its position among the names.
-    """
-
-    path: Path
-    root: Path
-    kind: Kind
-    positions: dict[int, int]
-
-    def record(self, line: bytes, number: int, log: FindingLog) -> Record | None:
+    def parse(self, line: bytes, number: int, log: FindingLog) -> Record | None:
         """The record of a line, or None, with a finding, for a line that is left out.
 
         Raises:
@@ -164,7 +152,7 @@ class LineParser:
             log.add("malformed entry", where, "'instances' is not a list of objects; left out")
             return None
         written = [instance.get("label") for instance in instances]
-        labels = [self.positions.get(category_number(label)) for label in written]
+        labels = [self._positions.get(category_number(label)) for label in written]
         boxes = [instance.get("bbox") for instance in instances]
         return with_boxes(record, RawBoxes(boxes=boxes, names=labels, written=written), where, log)
 
@@ -179,10 +167,7 @@ def _grounding(body: dict[str, Any], record: Record, where: str, log: FindingLog
     spans: list[Spans | None] = []
     for i, region in enumerate(regions, start=1):
         at, bbox = f"{where}, region {i}", region.get("bbox")
-        if region.get("tokens_positive") is None:
-            named = phrase_spans(region.get("phrase"), caption, at, log)
-        else:
-            named = checked_spans(region["tokens_positive"], caption, at, log)
+        named = spans_of(region.get("tokens_positive"), region.get("phrase"), caption, at, log)
         several = bbox if isinstance(bbox, list) and bbox and isinstance(bbox[0], list) else [bbox]
         boxes += several
         spans += [named] * len(several)

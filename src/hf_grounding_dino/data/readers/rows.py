@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 from ..findings import FindingLog
 from ..records import DataError, Record, Spans
 from .boxes import Layout, RawBoxes, with_boxes
-from .captions import checked_spans, phrase_spans, strip_caption
+from .captions import spans_of, strip_caption
 from .files import as_integer
 
 BOX_COLUMNS: Final = ("bbox", "bboxes", "boxes")
@@ -98,10 +98,8 @@ def _grounding(row: Mapping[str, Any], image: Record, where: str, log: FindingLo
     spans: list[Spans | None] = []
     for i, of_phrase in enumerate(column_of(columns, BOX_COLUMNS)):
         at = f"{where}, phrase {i + 1}"
-        if i < len(stated) and stated[i]:
-            named = checked_spans(stated[i], caption, at, log)
-        else:
-            named = phrase_spans(phrases[i] if i < len(phrases) else None, caption, at, log)
+        phrase = phrases[i] if i < len(phrases) else None
+        named = spans_of((stated[i] if i < len(stated) else None) or None, phrase, caption, at, log)
         several = of_phrase if isinstance(of_phrase, Sequence) else [of_phrase]
         several = [several] if several and not isinstance(several[0], Sequence) else several
         boxes += several

@@ -103,31 +103,21 @@ def read(entry: SourceEntry) -> ShapesRecords:
     Raises:
         DataError: an unknown split, task or option.
     """
-    split, _, query = entry.annotations.partition("?")
+    where, (split, _, query) = f"shapes {entry.annotations}", entry.annotations.partition("?")
     if split not in get_args(Split):
-        raise DataError(f"shapes {entry.annotations}: {split!r} is not one of {', '.join(get_args(Split))}")
+        raise DataError(f"{where}: {split!r} is not one of {', '.join(get_args(Split))}")
     options: dict[str, str] = dict(parse_qsl(query, keep_blank_values=True))
-    task: Any = options.pop("task", DETECTION)
+    task = options.pop("task", DETECTION)
     if task not in get_args(Task):
-        raise DataError(f"shapes {entry.annotations}: task {task!r} is not one of {', '.join(get_args(Task))}")
-    numbers = dict(_OPTIONS)
+        raise DataError(f"{where}: task {task!r} is not one of {', '.join(get_args(Task))}")
     for name, text in options.items():
         if name not in _OPTIONS or not text.isdecimal():
-            raise DataError(
-                f"shapes {entry.annotations}: {name}={text} is not one of {', '.join(_OPTIONS)} with a number"
-            )
-        numbers[name] = int(text)
-    size = (numbers["width"], numbers["height"]) if numbers["width"] and numbers["height"] else None
-    chosen: Any = split
+            raise DataError(f"{where}: {name}={text} is not one of {', '.join(_OPTIONS)} with a number")
+    number = _OPTIONS | {name: int(text) for name, text in options.items()}
+    size = (number["width"], number["height"]) if number["width"] and number["height"] else None
+    chosen: Any = {"split": split, "task": task, "size": size}
     try:
-        dataset = ShapesDataset(
-            numbers["count"],
-            seed=numbers["seed"],
-            split=chosen,
-            task=task,
-            size=size,
-            most_objects=numbers["objects"],
-        )
+        dataset = ShapesDataset(number["count"], seed=number["seed"], most_objects=number["objects"], **chosen)
     except ValueError as error:
-        raise DataError(f"shapes {entry.annotations}: {error}") from error
+        raise DataError(f"{where}: {error}") from error
     return ShapesRecords(dataset)

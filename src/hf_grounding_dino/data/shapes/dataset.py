@@ -189,12 +189,11 @@ def write_coco(
         scene = generate_scene(seed, index, split=split)
         name = _save_image(Path(folder), index, scene.image)
         images.append({"id": index + 1, "file_name": name, "width": scene.width, "height": scene.height, "license": 1})
-        for item in scene.objects:
-            if item.name in ids:
-                x1, y1, x2, y2 = item.box
-                box = [x1, y1, x2 - x1, y2 - y1]
-                target = {"id": len(annotations) + 1, "image_id": index + 1, "category_id": ids[item.name]}
-                annotations.append({**target, "bbox": box, "area": box[2] * box[3], "iscrowd": 0})
+        for item in (item for item in scene.objects if item.name in ids):
+            x1, y1, x2, y2 = item.box
+            box = [x1, y1, x2 - x1, y2 - y1]
+            target = {"id": len(annotations) + 1, "image_id": index + 1, "category_id": ids[item.name]}
+            annotations.append({**target, "bbox": box, "area": item.area, "iscrowd": 0})
     document = {
         "info": {"description": f"Shapes, split {split}, seed {seed}", "version": "1"},
         "licenses": [{"id": 1, "name": "none needed: drawn from a seed", "url": ""}],
@@ -202,7 +201,6 @@ def write_coco(
         "annotations": annotations,
         "categories": [{"id": i, "name": name, "supercategory": name.split()[1]} for name, i in ids.items()],
     }
-    Path(folder).mkdir(parents=True, exist_ok=True)
     return write_atomic(Path(folder) / ANNOTATION_FILE, json.dumps(document))
 
 
@@ -218,26 +216,21 @@ def write_odvg(folder: str | os.PathLike[str], *, count: int, seed: int, split: 
     if task not in _TASKS[1:]:
         raise ValueError(f"task must be one of {', '.join(_TASKS[1:])}, not {task!r}")
     root = Path(folder)
-    root.mkdir(parents=True, exist_ok=True)
     dataset = ShapesDataset(count, seed=seed, split=split, task=task)
     lines = []
     for index in range(count):
         item = dataset[index]
         image = item["image"]
         head = {"filename": _save_image(root, index, image), "height": image.height, "width": image.width}
-        detection = task == "detection"
-        body = {"detection": _instances(dataset.scene(index))} if detection else {"grounding": _regions(item)}
+        if task == "detection":
+            objects = dataset.scene(index).objects
+            found = [{"bbox": list(o.box), "label": CATEGORIES.index(o.name), "category": o.name} for o in objects]
+        body = {"detection": {"instances": found}} if task == "detection" else {"grounding": _regions(item)}
         lines.append(json.dumps({**head, **body}) + "\n")
     if task == "detection":
         label_map = {str(label): name for label, name in enumerate(CATEGORIES)}
         write_atomic(root / LABEL_MAP_FILE, json.dumps(label_map))
     return write_atomic(root / ODVG_FILE, "".join(lines))
-
-
-def _instances(scene: Scene) -> dict[str, Any]:
-    label = {name: i for i, name in enumerate(CATEGORIES)}
-    found = [{"bbox": list(item.box), "label": label[item.name], "category": item.name} for item in scene.objects]
-    return {"instances": found}
 
 
 def _regions(item: ShapesItem) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """Expressions that mean exactly one object of a scene, each checked against the scene before it is used."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import combinations
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -21,22 +20,18 @@ _SUBSETS: Final = tuple(
     subset for count in range(1, 5) for subset in combinations(_ATTRIBUTES, count) if "shape" in subset or count > 1
 )
 _OBJECT_SUBSETS: Final = (("color",), ("fill",))
-_GROUP_SUBSETS: Final = (
-    *(("shape",), ("shape",), ("color", "shape"), ("color", "shape")),
-    *(("color",), ("fill", "shape"), ("fill",)),
+_GROUP_SUBSETS: Final = tuple(
+    tuple(subset.split()) for subset in ("shape", "shape", "color shape", "color shape", "color", "fill shape", "fill")
 )
-
-_ANCHOR_SUBSETS: Final[tuple[tuple[str, ...], ...]] = (
-    *(("shape",), ("color", "shape")),
-    *(("size", "color", "shape"), ("fill", "color", "shape")),
+_ANCHOR_SUBSETS: Final = tuple(
+    tuple(subset.split()) for subset in ("shape", "color shape", "size color shape", "fill color shape")
 )
 
 _Found = tuple[str, int]
 """An expression and the position of the object it means."""
 
 
-@dataclass(frozen=True)
-class _Direction:
+class _Direction(NamedTuple):
     """A side of the image: its axis (0 across, 1 down), its sense, and how it is said."""
 
     axis: int
@@ -46,36 +41,21 @@ class _Direction:
     relations: tuple[str, ...]
 
 
-_DIRECTIONS: Final = (
-    _Direction(
-        axis=0,
-        sign=-1,
-        superlatives=("the leftmost {}", "the {} on the far left", "the {} furthest to the left"),
-        plain=("the {} on the left", "the left {}", "the {} on the left side"),
-        relations=("to the left of", "left of"),
-    ),
-    _Direction(
-        axis=0,
-        sign=1,
-        superlatives=("the rightmost {}", "the {} on the far right", "the {} furthest to the right"),
-        plain=("the {} on the right", "the right {}", "the {} on the right side"),
-        relations=("to the right of", "right of"),
-    ),
-    _Direction(
-        axis=1,
-        sign=-1,
-        superlatives=("the topmost {}", "the highest {}", "the {} closest to the top"),
-        plain=("the {} at the top", "the top {}", "the upper {}"),
-        relations=("above", "over"),
-    ),
-    _Direction(
-        axis=1,
-        sign=1,
-        superlatives=("the lowest {}", "the {} closest to the bottom"),
-        plain=("the {} at the bottom", "the bottom {}", "the lower {}"),
-        relations=("below", "under"),
-    ),
-)
+def _across(side: str, sign: int) -> _Direction:
+    superlatives = (f"the {side}most {{}}", f"the {{}} on the far {side}", f"the {{}} furthest to the {side}")
+    plain = (f"the {{}} on the {side}", f"the {side} {{}}", f"the {{}} on the {side} side")
+    return _Direction(0, sign, superlatives, plain, (f"to the {side} of", f"{side} of"))
+
+
+_TOP: Final = _Direction(
+    1, -1, ("the topmost {}", "the highest {}", "the {} closest to the top"),
+    ("the {} at the top", "the top {}", "the upper {}"), ("above", "over"),
+)  # fmt: skip
+_BOTTOM: Final = _Direction(
+    1, 1, ("the lowest {}", "the {} closest to the bottom"),
+    ("the {} at the bottom", "the bottom {}", "the lower {}"), ("below", "under"),
+)  # fmt: skip
+_DIRECTIONS: Final = (_across("left", -1), _across("right", 1), _TOP, _BOTTOM)
 
 
 def referring_prompt(scene: Scene, rng: np.random.Generator) -> Grounding | None:
