@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
@@ -56,6 +56,18 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
         )
 
     return read
+
+
+def table(rows: Iterable[Sequence[str]], align: str = "<>", indent: str = "") -> list[str]:
+    """Lines of aligned columns; `align` has < or > for each column, its last for all further ones."""
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    sides = align + align[-1:] * (len(widths) - len(align))
+    return [
+        indent
+        + "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=False)).rstrip()
+        for row in rows
+    ]
 
 
 def complete_with(option: argparse.Action, names: Callable[[], list[str]]) -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import UserError, complain, quiet_libraries, say
+from .model_options import DTYPES
 from .pictures import check_folder, make_folder, write_file
 from .problems import in_words, user_errors
 
 if TYPE_CHECKING:
     from hf_grounding_dino.models.grounding_dino.conversion import ConversionReport
 
-DTYPES = ("float32", "bfloat16", "float16")
 EXIT_NO_TOKENIZER = 1
 
 
@@ -57,13 +57,22 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"{source}: is a model folder: say with --to original or --to mmdet what to make of it")
     if source.is_file() and to not in (None, "hf"):
         raise UserError(f"{source}: is a file: convert it to a folder first, and that --to {to}")
+    if source.is_dir() and (arguments.tokenizer is not None or arguments.config is not None):
+        raise UserError("--tokenizer and --config are for checkpoints, not for model folders")
     for file in filter(None, (arguments.output, arguments.report)):
         check_folder(file.parent)
-    from hf_grounding_dino.models.grounding_dino.conversion import ConversionError
+    import torch
 
+    from hf_grounding_dino.models.grounding_dino.conversion import ConversionError, convert_from_hf
+
+    dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
+    excuse = None
     try:
         with quiet_libraries(), user_errors(place=arguments.output):
-            report, excuse = _from_folder(arguments) if source.is_dir() else _from_file(arguments)
+            if source.is_dir():
+                report = convert_from_hf(source, arguments.output, to, dtype=dtype)
+            else:
+                report, excuse = _from_file(arguments, dtype)
     except ConversionError as error:
         if error.report is not None:
             _write_report(arguments.report, error.report)
@@ -79,50 +88,28 @@ def run(arguments: argparse.Namespace) -> int:
     return EXIT_NO_TOKENIZER
 
 
-def _from_file(arguments: argparse.Namespace) -> tuple[ConversionReport, str | None]:
+def _from_file(arguments: argparse.Namespace, dtype: Any) -> tuple[ConversionReport, str | None]:
+    """Convert a checkpoint; also says why there is no tokenizer, where none was named and none could be had."""
     from hf_grounding_dino import GroundingDinoConfig
-    from hf_grounding_dino.models.grounding_dino.conversion import (
-        DEFAULT_TOKENIZER,
-        ConversionError,
-        convert_to_hf,
-        load_tokenizer,
-    )
+    from hf_grounding_dino.models.grounding_dino import conversion
 
-    tokenizer: Any = None
-    excuse = None
+    tokenizer, config, excuse = None, None, None
     try:
-        tokenizer = load_tokenizer(arguments.tokenizer or DEFAULT_TOKENIZER)
-    except ConversionError as error:
+        tokenizer = conversion.load_tokenizer(arguments.tokenizer or conversion.DEFAULT_TOKENIZER)
+    except conversion.ConversionError as error:
         if arguments.tokenizer is not None:
             raise
         excuse = f"{in_words(error).rstrip('.')}."
-    config = None
     if arguments.config is not None:
         try:
             config = GroundingDinoConfig.from_pretrained(arguments.config)
         except (OSError, ValueError) as error:
             raise UserError(f"{arguments.config}: {error}") from error
-    options = {"tokenizer": tokenizer, "config": config, "dtype": _dtype(arguments.dtype)}
-    return convert_to_hf(arguments.source, arguments.output, **options), excuse
-
-
-def _from_folder(arguments: argparse.Namespace) -> tuple[ConversionReport, None]:
-    from hf_grounding_dino.models.grounding_dino.conversion import convert_from_hf
-
-    if arguments.tokenizer is not None or arguments.config is not None:
-        raise UserError("--tokenizer and --config are for checkpoints, not for model folders")
-    dtype = _dtype(arguments.dtype)
-    return convert_from_hf(arguments.source, arguments.output, arguments.to, dtype=dtype), None
-
-
-def _dtype(name: str | None) -> Any:
-    import torch
-
-    return None if name is None else getattr(torch, name)
+    options: Any = {"tokenizer": tokenizer, "config": config, "dtype": dtype}
+    return conversion.convert_to_hf(arguments.source, arguments.output, **options), excuse
 
 
 def _write_report(file: Path | None, report: ConversionReport) -> None:
-    if file is None:
-        return
-    make_folder(file.parent)
-    write_file(file, report.to_json().encode())
+    if file is not None:
+        make_folder(file.parent)
+        write_file(file, report.to_json().encode())
