@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hf_grounding_dino.assets import NANO
 from hf_grounding_dino.utils.printable import printable
 
-from . import PROGRAM, UserError, command_line, complain, quiet_libraries, say
+from . import PROGRAM, UserError, command_line, complain, quiet_libraries, say, table
 from .data_options import Chosen, add_data_options, benchmark_lines, chosen_tasks, named_benchmark
 from .model_options import NANO_ANSWERS, add_model_option, add_threshold_options, named_model, post_processing_of
 from .pictures import check_folder
@@ -233,12 +233,12 @@ def as_text(report: EvaluationReport, folder: Path) -> str:
     """The numbers of a report, for a terminal."""
     facts = report.facts
     printed = {number.metric: number for number in reversed(facts.published)}
-    width = max(map(len, report.numbers), default=0)
-    lines = [f"{printable(report.task)}: {facts.scored} of {facts.samples} samples"]
+    rows = []
     for name, value in report.numbers.items():
         beside = printed.get(name)
-        note = "" if beside is None else f"   published {beside.value:.4f} ({beside.source}, {beside.note})"
-        lines.append(f"  {name:{width}}  {f'{value:.4f}' if value >= 0 else 'n/a':>7}{note}")
+        note = "" if beside is None else f"published {beside.value:.4f} ({beside.source}, {beside.note})"
+        rows.append((name, f"{value:.4f}" if value >= 0 else "n/a", note))
+    lines = [f"{printable(report.task)}: {facts.scored} of {facts.samples} samples", *table(rows, "<><", "  ")]
     if facts.images_per_second:
         lines.append(f"  {facts.images_per_second:.2f} images per second on {facts.device}")
     return "".join(f"{line}\n" for line in [*lines, f"  report: {folder / 'index.html'}"])

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import UserError, quiet_libraries, say
+from . import UserError, quiet_libraries, say, table
 from .data_options import add_data_options, benchmark_lines, chosen_tasks, named_benchmark
 from .model_options import add_model_option, named_model
 from .pictures import check_folder
@@ -75,12 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def as_text(tuned: TunedThresholds) -> str:
     """The thresholds and what they give, for a terminal."""
-    width = max(len("all labels"), *map(len, tuned.labels))
-    lines = [f"{'':{width}}  threshold  precision  recall     F1  objects"]
+    rows: list[tuple[str, ...]] = [("", "threshold", "precision", "recall", "F1", "objects", "")]
     for name, choice in [*tuned.labels.items(), ("all labels", tuned.overall)]:
-        note = "" if choice.own else "  (too few objects: that of all labels)"
-        lines.append(
-            f"{name:{width}}  {choice.threshold:9.3f}  {choice.precision:9.3f}  {choice.recall:6.3f}  {choice.f1:5.3f}"
-            f"  {choice.num_truths:7d}{note}"
-        )
-    return "".join(f"{line}\n" for line in lines)
+        note = "" if choice.own else "(too few objects: that of all labels)"
+        shares = (choice.threshold, choice.precision, choice.recall, choice.f1)
+        rows.append((name, *(f"{share:.3f}" for share in shares), str(choice.num_truths), note))
+    return "".join(f"{line}\n" for line in table(rows, "<>>>>><"))

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from hf_grounding_dino.utils.printable import printable
 
-from . import UserError, quiet_libraries, say, whole_number
+from . import UserError, quiet_libraries, say, table, whole_number
 from .problems import user_errors
 
 if TYPE_CHECKING:
@@ -202,9 +202,7 @@ def as_text(report: Report, entry: SourceEntry) -> str:
 
 
 def _aligned(rows: Sequence[tuple[str, int]]) -> list[str]:
-    name_width = max(24, *(len(name) for name, _ in rows))
-    count_width = max(7, *(len(f"{count:,}") for _, count in rows))
-    return [f"  {name:{name_width}}  {count:>{count_width},}" for name, count in rows]
+    return table([(f"{name:24}", f"{count:7,}") for name, count in rows], indent="  ")
 
 
 def _shortened(where: str, folder: str) -> str:
