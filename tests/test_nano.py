@@ -19,6 +19,8 @@ from hf_grounding_dino.evaluation.benchmarks import SHAPES
 from hf_grounding_dino.evaluation.datasets import benchmark_tasks
 from hf_grounding_dino.evaluation.runner import evaluate
 from hf_grounding_dino.inference.predictor import Predictor
+from hf_grounding_dino.inference.prompting import LabelPrompt
+from hf_grounding_dino.processing.defaults import PostProcessing
 from tiny import sound_stock
 
 LARGEST_BYTES = 12_000_000
@@ -44,7 +46,7 @@ def test_the_tokenizer_has_the_special_tokens_where_bert_has_them(processor: Gro
 
 
 def test_it_finds_all_of_the_demo_picture() -> None:
-    found = load_detector("nano").detect(DEMO_IMAGE, labels=DEMO_LABELS)
+    found = load_detector("nano").predict(DEMO_IMAGE, LabelPrompt(DEMO_LABELS)).detections
     assert sorted(detection["label"] for detection in found) == sorted(DEMO_LABELS)
 
 
@@ -109,4 +111,5 @@ def test_batches_equal_single_pictures(
 
 def test_nothing_shown_nothing_found(processor: GroundingDinoProcessor) -> None:
     grey = Image.new("RGB", (200, 160), (90, 90, 95))
-    assert load_detector("nano").detect(grey, labels=["red circle", "blue star"], threshold=0.5) == []
+    prompt = LabelPrompt(("red circle", "blue star"), PostProcessing(threshold=0.5))
+    assert not load_detector("nano").predict(grey, prompt).detections

@@ -1,42 +1,38 @@
-"""Runs over folders of pictures: whole, in shards, killed, with bad pictures, on a full disk."""
+"""Runs over folders of images: whole, in shards, killed, with bad images, on a full disk."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
-import hf_grounding_dino
-from annotation.fake_annotation import FakeFinder, label
-from hf_grounding_dino.annotation import annotator
-from hf_grounding_dino.annotation.answers import AnnotationError
-from hf_grounding_dino.annotation.files import WORK_FOLDER
-from hf_grounding_dino.annotation.finder import Found, Options, Prepared
-from hf_grounding_dino.annotation.journal import Journal, Shard
-from hf_grounding_dino.annotation.merging import merge
+from annotation.fake_annotation import FakePredictor, label
+from hf_grounding_dino.annotation.annotator import merge
+from hf_grounding_dino.annotation.checkpoint import WORK_FOLDER, AnnotationError, Checkpoint
 from hf_grounding_dino.annotation.sources import FileSource
+from hf_grounding_dino.inference import predictions
+from hf_grounding_dino.inference.predictor import Shard
+from hf_grounding_dino.processing.defaults import PostProcessing
 
 SIZES = ((9, 6), (6, 9), (8, 8), (12, 5))
 
 
 def folder_of(path: Path, count: int) -> FileSource:
-    """Tiny pictures of several shapes in two folders, in which every stem is there twice."""
+    """Tiny images of several shapes in two folders, in which every stem is there twice."""
     rng = np.random.default_rng(0)
     for i in range(count):
         width, height = SIZES[i % 4]
         file = path / ("one", "two")[i % 2] / f"{i // 2:03d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(file)
-    return FileSource.of(path.rglob("*.*"), path)
+    return FileSource.from_paths(path.rglob("*.*"), path)
 
 
 def files_of(output: Path) -> dict[str, bytes]:
@@ -45,14 +41,14 @@ def files_of(output: Path) -> dict[str, bytes]:
     return {name: content for name, content in found.items() if not name.startswith(WORK_FOLDER)}
 
 
-@pytest.mark.parametrize("format", ["coco", "odvg", "yolo", "voc", "labelme", "label-studio"])
+@pytest.mark.parametrize("format", ["coco", "yolo", "label-studio"])
 def test_shards_write_what_one_run_writes(tmp_path: Path, format: str) -> None:
-    """70 pictures are windows of 32, 32 and 6: shard 1 of 2 does the first and the last, whichever is run first."""
+    """70 images are windows of 32, 32 and 6: shard 1 of 2 does the first and the last, whichever is run first."""
     source = folder_of(tmp_path / "in", 70)
     assert label(source, tmp_path / "whole", format).written
     second = label(source, tmp_path / "parts", format, Shard(1, 2))
     assert (second.done, second.written, files_of(tmp_path / "parts")) == (32, False, {})
-    with pytest.raises(AnnotationError, match="38 of 70 pictures are not done yet"):
+    with pytest.raises(AnnotationError, match="38 of 70 images are not done yet"):
         merge(tmp_path / "parts")
     first = label(source, tmp_path / "parts", format, Shard(0, 2))
     assert (first.done, first.written) == (70, True)
@@ -67,116 +63,61 @@ def test_more_shards_than_windows(tmp_path: Path) -> None:
     assert label(source, tmp_path / "out", shard=Shard(0, 3)).written
 
 
-def test_killed_at_random(tmp_path: Path) -> None:
-    """60 pictures and a bad one are 16 batches of 10 ms, and up to 8 processes are killed, at the latest after 40 ms.
-
-    The time counts from the first answers that the process wrote.
-    """
-    folder_of(tmp_path / "in", 60)
-    (tmp_path / "in/one/bad.jpg").write_text("no picture")
-    label(FileSource.of((tmp_path / "in").rglob("*.*"), tmp_path / "in"), tmp_path / "whole")
-    script = Path(__file__).with_name("fake_annotation.py")
-    environment = {**os.environ, "PYTHONPATH": str(Path(hf_grounding_dino.__file__).parents[1])}
-    arguments = [str(tmp_path / "in"), str(tmp_path / "killed"), "--kills", "8"]
-    done = subprocess.run(
-        [sys.executable, str(script), *arguments], check=True, env=environment, capture_output=True, text=True
-    )
-    assert int(done.stdout) >= 3
-    assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
-
-
 class Killed(BaseException):
     """Stands for a kill."""
 
 
-class MortalFinder(FakeFinder):
+class MortalPredictor(FakePredictor):
     """Dies in a given batch."""
 
     def __init__(self, last: int) -> None:
         super().__init__()
         self.last = last
 
-    def find(self, pictures: Any) -> list[Found]:
-        if len(self.found) == self.last:
+    def _find(self, batch: Any) -> Any:
+        if len(self.batches) == self.last:
             raise Killed
-        return super().find(pictures)
+        return super()._find(batch)
 
 
-def test_every_place_to_be_killed_at(tmp_path: Path) -> None:
-    """40 pictures are 10 batches. Killed in each third one, with the end of the journal torn, it ends the same.
+def test_every_place_to_be_killed_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """40 images are 10 batches, predictions are written three at a time. Killed in each third batch, it ends the same.
 
-    The torn line's picture and the rest of its batch are done again in the same batch: the fake detector would show
-    another.
+    The rest of a batch is done again in the same batch: the fake predictor would show another.
     """
     source = folder_of(tmp_path / "in", 40)
     label(source, tmp_path / "whole")
-    journal = tmp_path / "killed" / WORK_FOLDER / "shard-1-of-1.jsonl"
-    for i in range(4):
+    monkeypatch.setattr(predictions, "SAMPLES_A_FILE", 3)
+    monkeypatch.setattr(predictions.PredictionWriter, "__exit__", lambda *_: None)  # a kill writes nothing
+    for _ in range(4):
         with pytest.raises(Killed):
-            label(source, tmp_path / "killed", finder=MortalFinder(2))
-        content = journal.read_bytes()
-        journal.write_bytes(content[: len(content) - 1 - 7 * i])
+            label(source, tmp_path / "killed", predictor=MortalPredictor(2))
     assert files_of(tmp_path / "killed") == {}
-    finder = FakeFinder()
-    label(source, tmp_path / "killed", finder=finder)
-    assert 0 < len(finder.found) < 10
+    monkeypatch.undo()
+    predictor = FakePredictor()
+    label(source, tmp_path / "killed", predictor=predictor)
+    assert 0 < len(predictor.batches) < 10
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
 
 
 def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "in", 40)
     label(source, tmp_path / "out")
-    finder = FakeFinder()
-    assert label(source, tmp_path / "out", finder=finder).written
-    assert finder.found == []
-
-
-def test_batches_are_of_like_shape(tmp_path: Path) -> None:
-    """32 pictures of 4 shapes, 8 of each: 8 batches of 4, each of one shape."""
-    shapes = []
-
-    class Looking(FakeFinder):
-        def find(self, pictures: Any) -> list[Found]:
-            shapes.append({one.size for one in pictures})
-            return super().find(pictures)
-
-    label(folder_of(tmp_path / "in", 32), tmp_path / "out", finder=Looking())
-    assert len(shapes) == 8
-    assert all(len(sizes) == 1 for sizes in shapes)
-
-
-def test_not_many_pictures_are_in_memory(tmp_path: Path) -> None:
-    """At most two windows of 32 have been read before their answers are written."""
-    ahead = []
-
-    class Counting(FakeFinder):
-        prepared = 0
-
-        def prepare(self, picture: Image.Image) -> Prepared:
-            self.prepared += 1
-            return super().prepare(picture)
-
-        def find(self, pictures: Any) -> list[Found]:
-            ahead.append(self.prepared - sum(self.found))
-            return super().find(pictures)
-
-    label(folder_of(tmp_path / "in", 200), tmp_path / "out", finder=Counting())
-    assert max(ahead) <= 64
+    predictor = FakePredictor()
+    assert label(source, tmp_path / "out", predictor=predictor).written
+    assert predictor.batches == []
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels": ["red circle"]}, r'begun with labels \["red circle", "blue ring"\], not \["red circle"\]'),
-        ({"threshold": 0.4}, "threshold 0.3, not 0.4"),
-        ({"thresholds": {"blue ring": 0.5}}, "thresholds {}, not"),
-        ({"model": "other"}, "another model"),
+        ({"labels": ["red circle"]}, r'labels \["red circle", "blue ring"\], and now it is \["red circle"\]'),
+        ({"post": PostProcessing(threshold=0.4, nms=0.7, top_k=None)}, r"post\.threshold 0.3, and now it is 0.4"),
+        ({"model": "other"}, 'model "fake", and now it is "other"'),
         ({"dtype": "float16"}, "dtype"),
-        ({"nms": 1}, "nms 0.7, not 1"),
-        ({"top_k": 3}, "top_k null, not 3"),
-        ({"format": "yolo"}, 'format "coco", not "yolo"'),
-        ({"names": "x"}, "other pictures"),
-        ({"pictures": 9}, "8 pictures, there are 9 now"),
+        ({"format": "yolo"}, 'format "coco", and now it is "yolo"'),
+        ({"names": "x"}, "names"),
+        ({"images": 9}, "images 8, and now it is 9"),
     ],
 )
 def test_a_run_goes_on_as_it_began(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -196,8 +137,8 @@ def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
     assert not (tmp_path / "in" / WORK_FOLDER).exists()
 
 
-def test_bad_pictures_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 7 pictures 3 are bad: text, one cut off, and one of 4,000 pixels where 1,000 is half of what PIL allows."""
+def test_bad_images_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 7 images 3 are bad: text, one cut off, and one of 4,000 pixels where 1,000 is half of what PIL allows."""
     folder_of(tmp_path / "in", 4)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     (tmp_path / "in/text.jpg").write_text("no picture")
@@ -206,14 +147,14 @@ def test_bad_pictures_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     content = (tmp_path / "in/cut.png").read_bytes()
     (tmp_path / "in/cut.png").write_bytes(content[: len(content) // 2])
     Image.new("L", (100, 40)).save(tmp_path / "in/bomb.png")
-    source = FileSource.of((tmp_path / "in").rglob("*.*"), tmp_path / "in")
+    source = FileSource.from_paths((tmp_path / "in").rglob("*.*"), tmp_path / "in")
     summary = label(source, tmp_path / "out")
     lines = [json.loads(line) for line in (tmp_path / "out/problems.jsonl").read_text().splitlines()]
-    assert [line["picture"] for line in lines] == ["bomb.png", "cut.png", "text.jpg"]
+    assert [line["image"] for line in lines] == ["bomb.png", "cut.png", "text.jpg"]
     assert "exceeds limit" in lines[0]["problem"]
     assert lines[1]["problem"]
     assert lines[2]["problem"] == "it is not an image"
-    assert summary.problems == [(line["picture"], line["problem"]) for line in lines]
+    assert summary.problems == [(line["image"], line["problem"]) for line in lines]
     images = json.loads((tmp_path / "out/annotations.json").read_text())["images"]
     assert [(image["id"], image["file_name"]) for image in images] == [
         (3, "one/000.png"),
@@ -225,11 +166,11 @@ def test_bad_pictures_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("format", ["coco", "yolo"])
 def test_what_can_be_read_later_is_labelled_then(tmp_path: Path, format: str) -> None:
-    """A picture that was cut off when the run was first made, and is whole when the same command is given again."""
+    """A image that was cut off when the run was first made, and is whole when the same command is given again."""
     source = folder_of(tmp_path / "in", 4)
     bad = tmp_path / "in/two/001.png"
     whole = bad.read_bytes()
-    bad.write_bytes(b"no picture")
+    bad.write_bytes(b"no image")
     assert [name for name, _ in label(source, tmp_path / "out", format).problems] == ["two/001.png"]
     assert [name for name, _ in label(source, tmp_path / "out", format).problems] == ["two/001.png"]
     bad.write_bytes(whole)
@@ -244,7 +185,7 @@ def test_one_stem_twice_in_a_folder(tmp_path: Path) -> None:
     for name in ("a.jpg", "a.png", "b/a.png"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (1, 0, 0)).save(tmp_path / "in" / name)
-    source = FileSource.of((tmp_path / "in").rglob("*.*"), tmp_path / "in")
+    source = FileSource.from_paths((tmp_path / "in").rglob("*.*"), tmp_path / "in")
     assert label(source, tmp_path / "coco").problems == []
     problem = "its labels would be in the same file as those of a.jpg"
     assert label(source, tmp_path / "yolo", "yolo").problems == [("a.png", problem)]
@@ -252,35 +193,25 @@ def test_one_stem_twice_in_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It fills in the third batch, then when the files are written; each time one line, and nothing half written."""
+    """It is full when predictions, then when the files are written; nothing half written stays, and the run goes on."""
     source = folder_of(tmp_path / "in", 40)
     label(source, tmp_path / "whole")
-    real = Journal.add
-    batches = []
 
-    def fail_in_third(self: Journal, answers: Any) -> None:
-        batches.append(answers)
-        if len(batches) == 3:
-            self._file.close()
-            self._file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
-        real(self, answers)
-
-    monkeypatch.setattr(Journal, "add", fail_in_third)
-    with pytest.raises(AnnotationError, match=r"shard-1-of-1\.jsonl cannot be written: No space left on device"):
-        label(source, tmp_path / "out")
-    monkeypatch.undo()
-
-    def fail(*args: Any) -> None:
+    def fail(*args: Any, **options: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.replace", fail)
-    (tmp_path / "out" / WORK_FOLDER / "run.json").stat()
-    with pytest.raises(AnnotationError, match=r"annotations\.json cannot be written: No space left on device"):
-        label(source, tmp_path / "out")
-    assert files_of(tmp_path / "out") == {}
-    assert not list((tmp_path / "out" / WORK_FOLDER).glob("*.unfinished"))
-    monkeypatch.undo()
-    label(source, tmp_path / "out")
+    with monkeypatch.context() as full:
+        full.setattr(predictions.pq, "write_table", fail)
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            label(source, tmp_path / "out")
+    assert str(caught.value.filename).endswith(".parquet")
+    with monkeypatch.context() as full:
+        full.setattr("hf_grounding_dino.annotation.sinks._write_items", fail)
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            label(source, tmp_path / "out")
+    assert str(caught.value.filename).endswith("annotations.json")
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.name.endswith(".unfinished")]
+    assert label(source, tmp_path / "out").written
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
 
@@ -288,94 +219,66 @@ def test_one_process_a_shard(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "in", 4)
     label(source, tmp_path / "out")
     with (
-        Journal(tmp_path / "out" / WORK_FOLDER, Shard()),
+        Checkpoint(tmp_path / "out").at_work(Shard()),
         pytest.raises(AnnotationError, match="another process is at work on shard 1/1"),
     ):
         label(source, tmp_path / "out")
 
 
-def test_a_damaged_journal_is_named(tmp_path: Path) -> None:
+def test_a_damaged_file_is_made_again(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "in", 4)
     label(source, tmp_path / "out")
-    journal = tmp_path / "out" / WORK_FOLDER / "shard-1-of-1.jsonl"
-    lines = journal.read_bytes().splitlines(keepends=True)
-    journal.write_bytes(lines[0] + b'{"index": 1, \n' + b"".join(lines[2:]))
-    with pytest.raises(AnnotationError, match=r"shard-1-of-1\.jsonl, line 2: damaged"):
+    before = files_of(tmp_path / "out")
+    (part,) = (tmp_path / "out" / WORK_FOLDER).glob("*.parquet")
+    part.write_bytes(part.read_bytes()[:-9])
+    with pytest.warns(UserWarning, match="not a whole Parquet file"):
         label(source, tmp_path / "out")
+    assert files_of(tmp_path / "out") == before
 
 
-EVIL_ANSWERS: dict[str, dict[str, Any]] = {
-    "up": {"name": "../../../outside"},
-    "absolute": {"name": "/elsewhere"},
-    "renamed": {"name": "one/other.png"},
-    "no text": {"name": ["one/000.png"]},
+EVIL_PREDICTIONS: dict[str, dict[str, Any]] = {
+    "up": {"sample_id": '"../../../outside"'},
+    "absolute": {"sample_id": '"/elsewhere"'},
+    "renamed": {"sample_id": '"one/other.png"'},
+    "no text": {"sample_id": "7"},
     "no label": {"labels": [7]},
     "before the first": {"labels": [-1]},
-    "no number": {"boxes": [["1", 2, 3, 4]]},
-    "three sides": {"boxes": [[1, 2, 3]]},
-    "no size": {"size": [9]},
-    "another place": {"index": 9},
-    "no index": {"index": None},
-    "a number of 400 digits": {"scores": [10**400]},
-    "no character": {"name": "\ud800.png", "problem": "bad"},
+    "no size": {"size": [0, 9]},
+    "no character": {"sample_id": r'"\ud800.png"', "unreadable": "bad"},
 }
 
 
-@pytest.mark.parametrize("format", ["coco", "yolo", "voc", "labelme", "odvg", "label-studio"])
-@pytest.mark.parametrize("change", EVIL_ANSWERS.values(), ids=EVIL_ANSWERS)
-def test_a_journal_of_others_is_not_trusted(tmp_path: Path, format: str, change: dict[str, Any]) -> None:
-    """One of 4 answers was changed by hand: merging says so, and writes nothing at all, in its folder or outside."""
+@pytest.mark.parametrize("change", EVIL_PREDICTIONS.values(), ids=EVIL_PREDICTIONS)
+def test_predictions_of_others_are_not_trusted(tmp_path: Path, change: dict[str, Any]) -> None:
+    """One of 4 was changed by hand: merging says so, and writes nothing at all, in its folder or outside."""
     output = tmp_path / "deep" / "er" / "out"
-    if change.get("name") == "/elsewhere":
-        change = {"name": str(tmp_path / "elsewhere")}
-    label(folder_of(tmp_path / "in", 4), output, format)
-    journal = output / WORK_FOLDER / "shard-1-of-1.jsonl"
-    answers = [json.loads(line) for line in journal.read_text().splitlines()]
-    answers[1] |= {"boxes": [[1, 2, 8, 5]], "labels": [0], "scores": [0.5], **change}
-    journal.write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+    label(folder_of(tmp_path / "in", 4), output, "yolo")
+    (part,) = (output / WORK_FOLDER).glob("*.parquet")
+    table = pq.read_table(part)
+    rows = table.to_pylist()
+    rows[1] |= {"boxes": [1, 2, 8, 5], "labels": [0], "scores": [0.5], **change}
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), part)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(AnnotationError, match=r"^[^\n]+(journals|damaged|not done yet)"):
+    with pytest.raises(AnnotationError, match=r"^[^\n]+ predictions "):
         merge(output)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-class Cramped(FakeFinder):
-    """Has memory for so many pictures at a time."""
+def test_no_memory_for_one_image_is_said(tmp_path: Path) -> None:
+    class Cramped(FakePredictor):
+        def _find(self, batch: Any) -> Any:
+            raise MemoryError
 
-    def __init__(self, room: int, error: Exception) -> None:
-        super().__init__()
-        self.room, self.error = room, error
-
-    def find(self, pictures: Sequence[Prepared]) -> list[Found]:
-        if len(pictures) > self.room:
-            raise self.error
-        return super().find(pictures)
+    with pytest.raises(AnnotationError, match="no memory for one image at a time; what is done is kept"):
+        label(folder_of(tmp_path / "in", 10), tmp_path / "none", predictor=Cramped())
 
 
-OUT_OF_MEMORY = [
-    torch.OutOfMemoryError("CUDA out of memory"),
-    MemoryError(),
-    RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
-]
+def test_boxes_are_rounded_and_those_below_a_pixel_dropped(tmp_path: Path) -> None:
+    class Precise(FakePredictor):
+        def _one(self, image: Any, jitter: float) -> Any:
+            boxes = torch.tensor([[1.0, 1.0, 1.99, 9.0], [1.0, 2.0, 3.006, 4.0]])
+            return {"boxes": boxes, "labels": torch.tensor([0, 1]), "scores": torch.tensor([0.9, 0.12346])}
 
-
-@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
-def test_memory_is_made_do_with(tmp_path: Path, error: Exception) -> None:
-    """Of 10 pictures in batches of 4, 4 and 2, with room for 2: five batches of 2, and the files are whole."""
-    finder = Cramped(2, error)
-    assert label(folder_of(tmp_path / "in", 10), tmp_path / "out", finder=finder).written
-    assert finder.found == [2] * 5
-    with pytest.raises(AnnotationError, match="no memory for one picture at a time; what is done is kept"):
-        label(folder_of(tmp_path / "in", 10), tmp_path / "none", finder=Cramped(0, error))
-
-
-def test_an_error_that_is_not_of_memory_is_not_tried_again(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="broken"):
-        label(folder_of(tmp_path / "in", 10), tmp_path / "out", finder=Cramped(2, RuntimeError("broken")))
-
-
-def test_the_windows_hold_each_picture_once() -> None:
-    assert Options().batch_size <= annotator.WINDOW
-    for count in (0, 1, 32, 33, 100):
-        windows = annotator.windows_of(count)
-        assert [index for window in windows for index in window] == list(range(count))
+    label(folder_of(tmp_path / "in", 1), tmp_path / "out", predictor=Precise())
+    (image,) = Checkpoint(tmp_path / "out").labelled()
+    assert (image.boxes, image.labels, image.scores) == ([[1.0, 2.0, 3.01, 4.0]], [1], [0.1235])

@@ -1,6 +1,6 @@
-"""The page in a real browser, with the model that ships: `pytest -m browser`, with playwright and Chromium there.
+"""The app in a real browser, with the model that ships: `pytest -m browser`, with playwright and Chromium there.
 
-PAGE_SCREENSHOTS=FOLDER keeps pictures of each visit, for people to look at.
+APP_SCREENSHOTS=FOLDER keeps images of each visit, for people to look at.
 """
 
 from __future__ import annotations
@@ -15,42 +15,41 @@ from typing import Any
 
 import pytest
 
-from hf_grounding_dino.app.web import make_page, start
+from hf_grounding_dino.app.web import make_app, start
 from hf_grounding_dino.assets import DEMO_IMAGE
-from hf_grounding_dino.cli.detect import Detector, load_detector
+from hf_grounding_dino.cli.detect import load_detector
+from hf_grounding_dino.inference.predictor import Predictor
 
 pytestmark = pytest.mark.browser
 PATIENCE = 30_000
 WIDTHS = {"desktop": 1280, "phone": 400}
 
 
-class Counted:
+class Counted(Predictor):
     """The model that ships, and how often it ran."""
 
     def __init__(self) -> None:
-        self.detector: Detector = load_detector("nano")
+        nano = load_detector("nano")
+        super().__init__(nano.model, nano.processor)
         self.calls = 0
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.detector, name)
-
-    def detect(self, image: Any, **question: Any) -> Any:
+    def predict(self, image: Any, prompt: Any) -> Any:
         self.calls += 1
-        return self.detector.detect(image, **question)
+        return super().predict(image, prompt)
 
 
 @pytest.fixture(scope="module")
-def finder() -> Counted:
+def predictor() -> Counted:
     return Counted()
 
 
 @pytest.fixture(scope="module")
-def address(finder: Counted, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def address(predictor: Counted, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
-        page = make_page(finder, "A note about the model.")
-        yield start(page, host="127.0.0.1")
-        page.close()
+        app = make_app(predictor, "A note about the model.")
+        yield start(app, host="127.0.0.1")
+        app.close()
 
 
 @pytest.fixture(scope="module")
@@ -80,14 +79,14 @@ class Visit:
         if not url.startswith((address, "data:", "blob:")):
             self.elsewhere.append(url)
 
-    def ask(self, words: str, picture: Path = DEMO_IMAGE) -> None:
-        self.window.set_input_files("#picture input[type=file]", str(picture))
-        self.window.wait_for_selector("#picture img")
+    def ask(self, words: str, image: Path = DEMO_IMAGE) -> None:
+        self.window.set_input_files("#image input[type=file]", str(image))
+        self.window.wait_for_selector("#image img")
         self.window.fill("#words textarea", words)
         self.window.click("#find")
 
     def sees(self, part: str, text: str) -> None:
-        """Wait until a part of the page says it."""
+        """Wait until a part of the app says it."""
         self.window.locator(part).filter(has_text=text).wait_for()
 
     def lists(self, *labels: str) -> None:
@@ -98,7 +97,7 @@ class Visit:
         assert len(scores) == len(labels)
 
     def keep(self, moment: str) -> None:
-        if folder := os.environ.get("PAGE_SCREENSHOTS"):
+        if folder := os.environ.get("APP_SCREENSHOTS"):
             self.window.wait_for_timeout(1000)
             self.window.screenshot(path=Path(folder) / f"{self.name}-{moment}.png", full_page=True)
 
@@ -106,9 +105,9 @@ class Visit:
 @pytest.mark.parametrize(
     ("device", "colors"), [("desktop", "light"), ("desktop", "dark"), ("phone", "light"), ("phone", "dark")]
 )
-def test_a_visit(browser: Any, address: str, finder: Counted, device: str, colors: str) -> None:
+def test_a_visit(browser: Any, address: str, predictor: Counted, device: str, colors: str) -> None:
     """Ask for three things that are there and one that is not, move the threshold, download: one run of the model."""
-    visit, before = Visit(browser, address, device, colors), finder.calls
+    visit, before = Visit(browser, address, device, colors), predictor.calls
     visit.keep("1-empty")
     visit.ask("red square, cyan star\npurple cross, green heart")
     visit.sees("#status", "4 boxes score above 0.25")
@@ -131,12 +130,12 @@ def test_a_visit(browser: Any, address: str, finder: Counted, device: str, color
     assert download.value.suggested_filename == "shapes.json"
     found = json.loads(Path(download.value.path()).read_text())
     assert [one["label"] for one in found] == ["cyan star"] and set(found[0]) == {"score", "label", "box"}
-    assert finder.calls == before + 1
+    assert predictor.calls == before + 1
     assert visit.elsewhere == []
     assert visit.window.evaluate("document.documentElement.scrollWidth") <= WIDTHS[device]
 
 
-def test_the_slider_is_dragged(browser: Any, address: str, finder: Counted) -> None:
+def test_the_slider_is_dragged(browser: Any, address: str, predictor: Counted) -> None:
     """From 0.25 to near the right end, with the mouse."""
     visit = Visit(browser, address)
     visit.ask("red square")
@@ -147,18 +146,18 @@ def test_the_slider_is_dragged(browser: Any, address: str, finder: Counted) -> N
     slider = visit.window.locator("#threshold input[type=range]")
     slider.scroll_into_view_if_needed()
     visit.window.wait_for_timeout(1000)
-    calls, box = finder.calls, slider.bounding_box()
+    calls, box = predictor.calls, slider.bounding_box()
     middle = box["y"] + box["height"] / 2
     visit.window.mouse.move(box["x"] + box["width"] * 0.21, middle)
     visit.window.mouse.down()
     visit.window.mouse.move(box["x"] + box["width"] * 0.97, middle, steps=20)
     visit.window.mouse.up()
     visit.sees("#status", "Nothing scores above 0.9")
-    assert finder.calls == calls
+    assert predictor.calls == calls
 
 
 def test_an_example(browser: Any, address: str) -> None:
-    """A click brings the picture, the sentence and what is found for it."""
+    """A click brings the image, the sentence and what is found for it."""
     visit = Visit(browser, address)
     visit.window.get_by_text("A sentence", exact=True).click()
     visit.sees("#status", "4 boxes score above 0.25")
@@ -177,11 +176,11 @@ def test_what_is_wrong_is_said_in_place(browser: Any, address: str, tmp_path: Pa
     visit.sees("#problem", "knows no word of 'cat'")
     visit.window.fill("#words textarea", "red square")
     visit.window.click("#find")
-    visit.sees("#problem", "No picture yet")
+    visit.sees("#problem", "No image yet")
     visit.keep("problem")
-    (tmp_path / "bad.png").write_text("not a picture")
+    (tmp_path / "bad.png").write_text("not a photo")
     visit.ask("red square", tmp_path / "bad.png")
-    visit.sees("#problem", "not a picture that can be read")
+    visit.sees("#problem", "not an image that can be read")
     visit.ask("red square")
     visit.sees("#status", "1 box scores above 0.25")
     assert visit.window.inner_text("#problem").strip() == ""

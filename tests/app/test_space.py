@@ -1,4 +1,4 @@
-"""The page as a Space: settings that the Hub takes, and an app.py that runs."""
+"""The app as a Space: settings that the Hub takes, and an app.py that runs."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ def check_settings(folder: Path) -> dict[str, object]:
 
 
 def import_app(folder: Path) -> str:
-    """Import app.py, which serves nothing yet, and give the title of its page."""
-    page = runpy.run_path(str(folder / "app.py"), run_name="app")["page"]
-    assert isinstance(page, gradio.Blocks) and not page.is_running
-    return str(page.title)
+    """Import app.py, which serves nothing yet, and give the title of its app."""
+    app = runpy.run_path(str(folder / "app.py"), run_name="space")["app"]
+    assert isinstance(app, gradio.Blocks) and not app.is_running
+    return str(app.title)
 
 
 def test_with_the_model_that_ships(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_with_the_model_that_ships(tmp_path: Path) -> None:
 
 
 def test_nothing_but_what_package_indexes_have_is_needed(tmp_path: Path) -> None:
-    """What this package needs for the page, line by line, and not this package: its code lies beside app.py."""
+    """What this package needs for the app, line by line, and not this package: its code lies beside app.py."""
     export_space(tmp_path / "space")
     lines = (tmp_path / "space" / "requirements.txt").read_text().splitlines()
     project = tomllib.loads((SOURCE.parent / "pyproject.toml").read_text())["project"]
@@ -143,7 +143,10 @@ def test_with_a_model_of_the_hub(tmp_path: Path) -> None:
     export_space(tmp_path / "space", "IDEA-Research/grounding-dino-tiny", "bfloat16")
     assert check_settings(tmp_path / "space")["models"] == ["IDEA-Research/grounding-dino-tiny"]
     app = (tmp_path / "space" / "app.py").read_text()
-    assert "load_detector('IDEA-Research/grounding-dino-tiny', dtype='bfloat16', kept=PostProcessing(" in app
+    assert (
+        "load_detector('IDEA-Research/grounding-dino-tiny', dtype='bfloat16')" in app
+        and "PostProcessing(threshold=0.25" in app
+    )
     compile(app, "app.py", "exec")
 
 

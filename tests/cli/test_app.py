@@ -27,21 +27,21 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     return printed.err.removeprefix(f"{PROGRAM}: ").rstrip()
 
 
-def test_the_page_is_served_and_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_app_is_served_and_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Served where it was told to be, with the model that ships and a word of what that knows."""
     started: dict[str, Any] = {}
 
-    def start(page: Any, **options: Any) -> str:
-        started.update(options, page=page)
-        page.block_thread = lambda: None
+    def start(app: Any, **options: Any) -> str:
+        started.update(options, app=app)
+        app.block_thread = lambda: None
         return "http://there"
 
     monkeypatch.setattr(web, "start", start)
     assert main(["app", "--host", "0.0.0.0", "--port", "9001"]) == 0
     assert capsys.readouterr().out == "http://there (Ctrl+C ends it)\n"
-    page = started.pop("page")
+    app = started.pop("app")
     assert started == {"host": "0.0.0.0", "port": 9001, "share": False}
-    assert any("eight drawn shapes" in str(part["props"].get("value")) for part in page.config["components"])
+    assert any("eight drawn shapes" in str(part["props"].get("value")) for part in app.config["components"])
 
 
 def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,7 +64,7 @@ def test_a_space_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_a_model_that_detect_refuses(
     argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of another family, or with half of its weights: no page is served, and no Space written that could not start."""
+    """Of another family, or with half of its weights: no app is served, and no Space written that could not start."""
     monkeypatch.chdir(tmp_path)
     Owlv2Config().save_pretrained("owl")
     shutil.copytree(NANO, "half")
@@ -82,7 +82,7 @@ def test_a_model_that_detect_refuses(
 def test_without_gradio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert main(["app"]) == 2
-    assert one_line(capsys) == "the page needs Gradio: pip install gradio"
+    assert one_line(capsys) == "the app needs Gradio: pip install gradio"
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_without_gradio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         (["--port", "0"], "argument --port: 0 is not a whole number from 1 to 65535"),
         (["--port", "many"], "argument --port: many is not a whole number from 1 to 65535"),
         (["--model", "./none"], "no such model: ./none"),
-        (["--device", "toaster"], "the device toaster cannot be used"),
+        (["--device", "toaster"], "argument --device: invalid choice: 'toaster'"),
         (["--export-space", "{full}"], "{full} is not an empty folder"),
         (["--export-space", "{full}/new", "--model", "{full}/none"], "no such model: {full}/none"),
         (["--export-space", "{full}/file/new"], "{full}/file/new cannot be written: Not a directory"),

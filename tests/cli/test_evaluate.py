@@ -19,13 +19,13 @@ from huggingface_hub import constants
 from evaluation.roots import coco, truth_as_predictions, write_predictions, write_root
 from hf_grounding_dino.assets import NANO
 from hf_grounding_dino.cli import PROGRAM
-from hf_grounding_dino.cli.detect import Detector, load_detector
+from hf_grounding_dino.cli.detect import load_detector
 from hf_grounding_dino.cli.main import main
 from hf_grounding_dino.data.shapes import write_odvg
 from hf_grounding_dino.evaluation.benchmarks import BENCHMARKS, find_benchmark
 from hf_grounding_dino.evaluation.datasets import benchmark_tasks
 from hf_grounding_dino.evaluation.metrics.base import ScoredBoxes
-from hf_grounding_dino.evaluation.predictions import PredictionStore
+from hf_grounding_dino.inference.predictions import PredictionStore
 from hf_grounding_dino.inference.predictor import Predictor
 from training.runs import write_model
 
@@ -65,7 +65,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The models that were loaded, each of them really once only."""
     names: list[str] = []
 
-    def load(name: str, *options: Any) -> Detector:
+    def load(name: str, *options: Any) -> Predictor:
         names.append(name)
         return load_once(name, *options)
 
@@ -173,8 +173,7 @@ def test_published_numbers_stand_beside(
     roots: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """COCO 0.484 of the tiny model; of RefCOCO each split has its own; Shapes and ODinW's sets have none."""
-    detector = load_once(str(model))
-    predictor = Predictor(detector.model, detector.processor)
+    predictor = load_once(str(model))
     monkeypatch.setattr("hf_grounding_dino.cli.evaluate.predictor_for", lambda *_: predictor)
     tiny = "IDEA-Research/grounding-dino-tiny"
 

@@ -13,12 +13,13 @@ from PIL import Image
 
 from hf_grounding_dino import GroundingDinoPipeline
 from hf_grounding_dino.app import web
-from hf_grounding_dino.app.predictor import as_json
+from hf_grounding_dino.app.search import as_json
 from hf_grounding_dino.assets import DEMO_IMAGE, NANO
 from hf_grounding_dino.cli import PROGRAM
 from hf_grounding_dino.cli.main import main
 from hf_grounding_dino.cli.model_options import NANO_ANSWERS
 from hf_grounding_dino.models.loading import load_whole
+from hf_grounding_dino.processing.defaults import DEFAULTS
 
 LABELS = ["object", "cyan object", "star"]
 """Of which nano finds eight over 0.25, eight more over 0.05, and some of them twice."""
@@ -83,22 +84,22 @@ def by_evaluate(flags: list[str]) -> Answers:
 
 
 def by_app(flags: list[str]) -> Answers:
-    """What the page shows at the threshold that it begins with, and lets people download."""
-    finders: list[Any] = []
+    """What the app shows at the threshold that it begins with, and lets people download."""
+    made: list[Any] = []
 
-    def make_page(finder: Any, note: str) -> Any:
-        finders.append(finder)
+    def make_app(predictor: Any, note: str, post: Any) -> Any:
+        made.extend((predictor, post))
         return argparse.Namespace(block_thread=lambda: None)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(web, "make_page", make_page)
-        patch.setattr(web, "start", lambda page, **where: "http://there")
+        patch.setattr(web, "make_app", make_app)
+        patch.setattr(web, "start", lambda app, **where: "http://there")
         assert main(["app", "--model", "nano", *flags]) == 0
     answers = {}
     for name in NAMES:
-        answer, problem = web.search_picture(finders[0], str(Path("in", name)), "Labels", ", ".join(LABELS), None)
-        assert answer is not None and problem == ""
-        answers[name] = listed(json.loads(as_json(answer, finders[0].kept.threshold)))
+        result, problem = web.search_image(*made, str(Path("in", name)), "Labels", ", ".join(LABELS), None)
+        assert result is not None and problem == ""
+        answers[name] = listed(json.loads(as_json(result, made[1].threshold)))
     return answers
 
 
@@ -127,7 +128,7 @@ OTHER_DOORS: dict[str, Callable[[list[str]], Answers]] = {
 QUESTIONS = {
     "as it is": ([], 8),
     "lower": (["--threshold", "0.05"], 16),
-    "below the floor of the page": (["--threshold", "0.03"], None),
+    "below the floor of the app": (["--threshold", "0.03"], None),
     "no overlaps": (["--threshold", "0.05", "--nms", "0.5"], 10),
     "the best": (["--threshold", "0.05", "--nms", "0.5", "--top-k", "4"], 4),
     "apart": (["--chunk-size", "1"], None),
@@ -232,20 +233,20 @@ def test_labels_that_it_knows_in_part_are_named(command: str, here: Path, capsys
     assert len(lines) == 1 and "grounding-dino-nano does not know 'cat' of 'red cat'" in lines[0]
 
 
-def test_the_page_says_so_too(here: Path) -> None:
+def test_the_app_says_so_too(here: Path) -> None:
     from hf_grounding_dino.cli.detect import load_detector
 
-    finder = load_detector("nano", "cpu")
-    answer, problem = web.search_picture(finder, "in/a.png", "Labels", "star, cat", None)
-    assert answer is None and "knows no word of &#x27;cat&#x27;" in problem
-    answer, said = web.search_picture(finder, "in/a.png", "Labels", "star, red cat", None)
-    assert answer is not None and "does not know &#x27;cat&#x27; of &#x27;red cat&#x27;" in said
+    predictor = load_detector("nano", "cpu")
+    result, problem = web.search_image(predictor, DEFAULTS, "in/a.png", "Labels", "star, cat", None)
+    assert result is None and "knows no word of &#x27;cat&#x27;" in problem
+    result, said = web.search_image(predictor, DEFAULTS, "in/a.png", "Labels", "star, red cat", None)
+    assert result is not None and "does not know &#x27;cat&#x27; of &#x27;red cat&#x27;" in said
 
 
 @pytest.mark.parametrize("argv", [["app"], ["evaluate", "shapes", "--limit", "2"]], ids=lambda argv: argv[0])
 def test_where_it_answers_it_says_so(
     argv: list[str], here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(web, "start", lambda page, **where: setattr(page, "block_thread", lambda: None) or "there")
+    monkeypatch.setattr(web, "start", lambda app, **where: setattr(app, "block_thread", lambda: None) or "there")
     assert main(argv) == 0
     assert f"{PROGRAM}: {NANO_ANSWERS}\n" in capsys.readouterr().err

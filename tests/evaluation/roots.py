@@ -13,8 +13,8 @@ from hf_grounding_dino.data.shapes import ShapeObject, generate_scene
 from hf_grounding_dino.evaluation.benchmarks import Benchmark, Split, find_benchmark, odinw_sets
 from hf_grounding_dino.evaluation.metrics.base import ScoredBoxes
 from hf_grounding_dino.evaluation.metrics.coco import BASE_NAMES, NOVEL_NAMES
-from hf_grounding_dino.evaluation.predictions import PredictionStore
 from hf_grounding_dino.evaluation.tasks import Task
+from hf_grounding_dino.inference.predictions import PredictionStore
 
 COUNT = 3
 NAMES = ("red_circle", "blue (ring)", "green square")

@@ -18,10 +18,10 @@ from hf_grounding_dino.data.shapes import CATEGORIES, write_odvg
 from hf_grounding_dino.evaluation.benchmarks import BENCHMARKS, find_benchmark
 from hf_grounding_dino.evaluation.datasets import TaskOptions, benchmark_tasks, records_task, source_task
 from hf_grounding_dino.evaluation.metrics.lvis import LvisDetection
-from hf_grounding_dino.evaluation.predictions import PredictionStore
 from hf_grounding_dino.evaluation.prompting import CaptionPrompting, ExpressionPrompting
 from hf_grounding_dino.evaluation.runner import score
 from hf_grounding_dino.evaluation.tasks import Task
+from hf_grounding_dino.inference.predictions import PredictionStore
 from listed_records import ListedRecords
 
 METRICS = {

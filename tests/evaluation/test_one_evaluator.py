@@ -14,8 +14,8 @@ from hf_grounding_dino.data.records import SourceEntry
 from hf_grounding_dino.data.shapes import CATEGORIES
 from hf_grounding_dino.evaluation.benchmarks import find_benchmark
 from hf_grounding_dino.evaluation.datasets import benchmark_tasks, source_task
-from hf_grounding_dino.evaluation.predictions import PredictionStore
 from hf_grounding_dino.evaluation.runner import evaluate, predict, score
+from hf_grounding_dino.inference.predictions import PredictionStore
 from hf_grounding_dino.inference.predictor import Predictor
 from hf_grounding_dino.models.loading import load_whole
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from hf_grounding_dino.data.records import DataError
-from hf_grounding_dino.evaluation import predictions
 from hf_grounding_dino.evaluation.metrics.base import ScoredBoxes
-from hf_grounding_dino.evaluation.predictions import PredictionStore, ResultsFile, write_results
+from hf_grounding_dino.evaluation.predictions import ResultsFile, write_results
+from hf_grounding_dino.inference import predictions
+from hf_grounding_dino.inference.predictions import PredictionStore
 
 
 def answer(seed: int, count: int = 3) -> ScoredBoxes:

@@ -22,10 +22,10 @@ from hf_grounding_dino.evaluation.prompting import (
     LabelInPhrasePrompting,
     LabelPrompting,
     Prompting,
-    scored_boxes,
 )
 from hf_grounding_dino.evaluation.tasks import Sample
 from hf_grounding_dino.inference.large_vocabulary import Chunking, detect
+from hf_grounding_dino.inference.predictions import scored_boxes
 from hf_grounding_dino.inference.predictor import Predictor, Request
 
 WORDS = ("cat", "dog", "red", "blue", "remote", "control", "tree", "house")

@@ -27,7 +27,7 @@ from hf_grounding_dino.evaluation.datasets import annotations_task
 from hf_grounding_dino.evaluation.ground_truth import prompt_names, read_annotations
 from hf_grounding_dino.evaluation.metrics.base import ScoredBoxes
 from hf_grounding_dino.evaluation.metrics.coco import CocoDetection
-from hf_grounding_dino.evaluation.predictions import PredictionStore, ResultsFile, write_results
+from hf_grounding_dino.evaluation.predictions import ResultsFile, write_results
 from hf_grounding_dino.evaluation.prompting import LabelPrompting
 from hf_grounding_dino.evaluation.runner import (
     RunFacts,
@@ -38,6 +38,7 @@ from hf_grounding_dino.evaluation.runner import (
     score,
 )
 from hf_grounding_dino.evaluation.tasks import Sample, Task
+from hf_grounding_dino.inference.predictions import PredictionStore
 from hf_grounding_dino.inference.predictor import Predictor
 
 

@@ -251,7 +251,7 @@ def test_what_is_wrong_is_named(pipe: Any, image: Image.Image, tmp_path: Path) -
     for labels in (None, [], ()):
         with pytest.raises(ValueError, match="No labels"):
             pipe(image, candidate_labels=labels)
-    with pytest.raises(ValueError, match="Label 1 is empty"):
+    with pytest.raises(ValueError, match="an empty label in 'red square,'"):
         pipe(image, candidate_labels="red square,")
     with pytest.raises(ValueError, match="1 lists of candidate_labels for 2 images"):
         pipe([image, image], candidate_labels=[LABELS])
@@ -263,7 +263,7 @@ def test_what_is_wrong_is_named(pipe: Any, image: Image.Image, tmp_path: Path) -
     with pytest.raises(ValueError, match="'image' and 'candidate_labels'"):
         pipe({"picture": image, "candidate_labels": LABELS})
     for nothing in (None, 5):
-        with pytest.raises(ValueError, match="Give a picture"):
+        with pytest.raises(ValueError, match="Give an image"):
             pipe(nothing, candidate_labels=LABELS)
     for option in ({"top_k": -1}, {"top_k": 1.5}, {"batch_size": 0}, {"nms": -1}, {"nms": "x"}, {"scoring": "avg"}):
         with pytest.raises(ValueError, match=next(iter(option))):

@@ -15,9 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_grounding_dino.annotation.answers import LabelledPicture
-from hf_grounding_dino.annotation.files import WORK_FOLDER
-from hf_grounding_dino.annotation.journal import Answers
+from hf_grounding_dino.annotation.checkpoint import Checkpoint, LabelledImage
 from hf_grounding_dino.assets import DEMO_IMAGE, DEMO_LABELS
 from hf_grounding_dino.cli.main import main
 
@@ -45,9 +43,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def answers(folder: Path, format: str) -> list[LabelledPicture]:
+def answers(folder: Path, format: str) -> list[LabelledImage]:
     """What the model found, as the run kept it before any file was written."""
-    found = list(Answers(folder / format / WORK_FOLDER))
+    found = list(Checkpoint(folder / format).labelled())
     assert [len(one.boxes) > 0 for one in found] == [one.name != "blank.png" for one in found]
     assert len(found) == 4 and sum(len(one.boxes) for one in found) > len(DEMO_LABELS)
     return found

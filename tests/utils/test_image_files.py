@@ -14,8 +14,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 import hf_grounding_dino
-from hf_grounding_dino.app.predictor import read_upload
-from hf_grounding_dino.cli.pictures import read_picture
+from hf_grounding_dino.app.search import read_upload
 from hf_grounding_dino.data.images import load_image
 from hf_grounding_dino.data.readers.files import upright_size
 from hf_grounding_dino.processing.image_processing_grounding_dino import read_images
@@ -28,8 +27,7 @@ DOORS: dict[str, Callable[[Path], Any]] = {
     "bytes": lambda path: read_images([path.read_bytes()]),
     "data sets": load_image,
     "heads": upright_size,
-    "commands": lambda path: read_picture(str(path)),
-    "page": lambda path: read_upload(str(path)),
+    "app": lambda path: read_upload(str(path)),
 }
 FINE = {"whole", "chunked", "moved"}
 SECONDS = 0.5

@@ -1,153 +1,254 @@
-"""Labelling all pictures of a source: read ahead in threads, run in batches of like shape, kept as they come.
+"""Labelling all images of a source as a data set, in any number of parts, resumed where it was cut off.
 
-The pictures, in the order of their names, are cut into windows of 32. A window belongs to one shard, and its pictures
-meet in the same batches however often the run is interrupted and into however many shards it is divided, so that the
-numbers are the same to the last digit.
+The images, in the order of their names, are cut into windows of 32. A window belongs to one shard, and its images meet
+in the same batches however often the run is interrupted and into however many shards it is divided, so that the numbers
+are the same to the last digit.
 """
 
 from __future__ import annotations
 
-import os
-import threading
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+import json
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path, PurePosixPath
 
-import torch
-
-from ..data.images import load_image
-from ..models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
+from ..data.records import ImageSource
+from ..inference.predictions import NOTHING_FOUND, scored_boxes
+from ..inference.predictor import WINDOW, Predictor, Request, Shard
+from ..inference.prompting import LabelPrompt
 from ..models.loading import model_fingerprint, model_title
-from ..processing.processing_grounding_dino import GroundingDinoProcessor
-from ..utils.memory import in_batches, is_out_of_memory
-from .answers import AnnotationError, LabelledPicture, rounded_boxes
-from .files import WORK_FOLDER, name_problem
-from .finder import LARGEST_BATCH, Finder, Found, LabelFinder, Options, Prepared
-from .journal import Answers, Journal, Shard
-from .merging import PROBLEMS_FILE, Summary, merge, summarize
-from .progress import Progress
-from .settings import Settings, begin, digest_of, has_begun, relative_root
-from .sources import PictureSource
-from .writers import FORMATS
+from ..processing.defaults import DEFAULTS, PostProcessing
+from ..utils.memory import is_out_of_memory
+from ..utils.progress import progress_bar
+from .checkpoint import (
+    AnnotationError,
+    Checkpoint,
+    LabelledImage,
+    Run,
+    digest_of,
+    is_writable_text,
+    name_problem,
+    relative_root,
+)
+from .sinks import FORMATS, atomic_text
+from .sources import Source
 
-WINDOW = LARGEST_BATCH
-"""Pictures that are read ahead together and divided into batches among themselves."""
+PROBLEMS_FILE = "problems.jsonl"
 
 _WHOLE = Shard()
-_DEFAULTS = Options()
-_MOST_THREADS = 16
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How far a run has come.
+
+    images: of the source.
+    done: by any shard, those with problems among them.
+    boxes: in them.
+    problems: (name, reason) of those that could not be labelled, in the order of the images.
+    written: whether the files are there, which needs all images to be done.
+    """
+
+    images: int
+    done: int
+    boxes: int
+    problems: list[tuple[str, str]]
+    written: bool
 
 
 def annotate(
-    model: GroundingDinoForObjectDetection,
-    processor: GroundingDinoProcessor,
-    source: PictureSource,
+    predictor: Predictor,
+    source: Source,
     labels: Sequence[str],
     output: str | Path,
     *,
     format: str = "coco",
-    options: Options = _DEFAULTS,
+    post: PostProcessing = DEFAULTS,
     shard: Shard = _WHOLE,
     progress: bool = True,
     revision: str | None = None,
 ) -> Summary:
-    """Find labels in all pictures of a source and write them as a data set.
+    """Find labels in all images of a source and write them as a data set.
 
-    What is found is kept in a journal as it comes: the same call after a kill goes on with the first picture that is
-    not in it, and ends with the same files, byte for byte. Shards may run at once, on one computer or on several that
-    share the output folder; the one that ends last writes the files, and `merge` does that by itself. A picture that
-    cannot be read is written to problems.jsonl, and the rest is done.
+    What is found is kept as it comes: the same call after a kill goes on with what is missing, and ends with the same
+    files, byte for byte. Shards may run at once, on one computer or on several that share the output folder; the one
+    that ends last writes the files, and `merge` does that by itself. An image that cannot be read is written to
+    problems.jsonl, and the rest is done.
 
     Args:
-        model: the detector, where it is to run, in eval mode.
-        processor: its processor.
-        source: the pictures; see `sources`.
+        predictor: the model, with batches of 1 to 32 images.
+        source: the images; see `sources`.
         labels: what to look for, each once.
         output: a folder; it is made.
-        format: one of `writers.FORMATS`.
-        options: which boxes are kept, and how many pictures run together; half as many where memory does not suffice.
-        shard: which part of the pictures this call does.
+        format: one of `sinks.FORMATS`.
+        post: which boxes are kept.
+        shard: which part of the images this call does.
         progress: show on stderr how many are done, the rate, and how long the rest takes.
         revision: the commit of the model's repo, for the `info` of COCO files; left out, a fingerprint stands there.
 
     Raises:
         AnnotationError: labels that cannot be looked for, a run that was begun in the folder with other labels, model,
-            thresholds, format or pictures, files there that the run would replace, a file that cannot be written, or
-            no memory for one picture at a time.
+            thresholds, format or images, files there that the run would replace, or no memory for one image at a time.
+        OSError: a file cannot be written.
     """
     if format not in FORMATS:
         raise AnnotationError(f"the format {format!r} is none of {', '.join(FORMATS)}")
-    finder = LabelFinder(model, processor, labels, options)
-    settings = Settings(
-        model=model_fingerprint(model, dict(processor.image_processor.size)),
+    if predictor.batch_size > WINDOW:
+        raise AnnotationError(f"the batch size is {predictor.batch_size}: 1 to {WINDOW} is possible")
+    _check_labels(labels, post)
+    model, prompt = predictor.model, LabelPrompt(tuple(labels), post)
+    try:
+        for doubt in prompt.doubts(model):
+            warnings.warn(doubt, stacklevel=2)
+        prompt.texts(predictor.processor)
+    except ValueError as error:
+        raise AnnotationError(error) from error
+    run = Run(
+        model=model_fingerprint(model, dict(predictor.processor.image_processor.size)),
         dtype=str(model.dtype).removeprefix("torch."),
         labels=list(labels),
-        threshold=options.threshold,
-        thresholds=dict(sorted(options.thresholds.items())),
-        scoring=options.scoring,
-        nms=options.nms,
-        top_k=options.top_k,
+        post=post,
         format=format,
-        pictures=len(source.names),
+        images=len(source.names),
         names=digest_of(source.names),
         root=relative_root(source.root, Path(output)),
-        chunk_size=options.chunk_size,
         model_name=model_title(model.name_or_path or ""),
         revision=revision,
     )
-    return run_annotation(finder, source, Path(output), settings, options=options, shard=shard, progress=progress)
+    return run_annotation(predictor, source, Path(output), run, shard=shard, progress=progress)
 
 
 def run_annotation(
-    finder: Finder,
-    source: PictureSource,
+    predictor: Predictor,
+    source: Source,
     output: Path,
-    settings: Settings,
+    run: Run,
     *,
-    options: Options = _DEFAULTS,
     shard: Shard = _WHOLE,
     progress: bool = True,
 ) -> Summary:
-    """As `annotate`, with any finder; `settings` say all that its answers depend on.
+    """As `annotate`; `run` says all that the files depend on.
 
     Raises:
         AnnotationError: as `annotate`.
     """
-    if not 0 <= shard.index < shard.count:
-        raise AnnotationError(f"there is no shard {shard}: from 1/{shard.count} to {shard.count}/{shard.count}")
-    refused = _refused(source.names, settings.format)
-    if not has_begun(output):
-        _refuse_to_replace(output, settings.format, (n for i, n in enumerate(source.names) if i not in refused))
-    begin(output, settings)
-    work = output / WORK_FOLDER
-    with Journal(work, shard) as journal:
-        done = Answers(work, with_problems=False)  # what could not be read may be readable now
-        windows = windows_of(len(source.names))[shard.index :: shard.count]
-        todo = [window for window in windows if any(index not in done for index in window)]
-        desk = _Desk(finder, source, refused, done, options.batch_size)
-        total = sum(map(len, windows))
-        left = sum(index not in done for window in todo for index in window)
-        with Progress(total, total - left, shown=progress) as shown:
-            for answers in desk.label(todo, options.threads or min(_MOST_THREADS, os.cpu_count() or 1)):
-                journal.add(answers)
-                shown.advance(len(answers))
-    answers_of_all = Answers(work)
-    if len(answers_of_all) < len(source.names):
-        return summarize(answers_of_all, len(source.names), written=False)
+    names, checkpoint = source.names, Checkpoint(output)
+    refused = _refused(names, run.format)
+    if not checkpoint.has_begun:
+        _refuse_to_replace(output, run.format, (name for i, name in enumerate(names) if i not in refused))
+    checkpoint.begin(run)
+    store = checkpoint.store
+    with checkpoint.at_work(shard), store.writer(f"{shard.index + 1}-of-{shard.count}") as writer:
+        problems = {one.sample_id: one.reason for one in store.unreadable()}
+        done = store.done() - problems.keys()  # what could not be read may be readable now
+        windows = shard.of(range(len(names)))
+        todo = [window for window in windows if any(names[index] not in done for index in window)]
+        total, left = sum(map(len, windows)), sum(names[index] not in done for index in chain(*todo))
+        prompt = LabelPrompt(tuple(run.labels), run.post)
+        requests = (
+            Request(names[i], _image(source, i, refused.get(i)), prompt, wanted=names[i] not in done)
+            for i in chain(*todo)
+        )
+        with progress_bar(total, done=total - left, shown=progress) as bar:
+            try:
+                for found in predictor.run(requests):
+                    name = found.request.id
+                    if found.problem is None or problems.get(name) != found.problem:
+                        boxes = scored_boxes(found.found, None) if found.problem is None else NOTHING_FOUND
+                        writer.add(name, boxes, found.problem, found.size)
+                    bar.update()
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise AnnotationError("no memory for one image at a time; what is done is kept") from error
+    if len(store.done()) < len(names):
+        return _summarize(checkpoint.labelled(), len(names), written=False)
     return merge(output)
 
 
-def windows_of(count: int) -> list[range]:
-    """The positions of `count` pictures, window by window."""
-    return [range(start, min(start + WINDOW, count)) for start in range(0, count, WINDOW)]
+def _image(source: Source, index: int, refusal: str | None) -> Callable[[], ImageSource]:
+    """What opens an image, in a reader thread."""
+
+    def open_it() -> ImageSource:
+        if refusal is not None:
+            raise ValueError(refusal)
+        return source.image(index)
+
+    return open_it
+
+
+def merge(output: Path) -> Summary:
+    """Write the files of a run whose images are all done; to repeat it does no harm.
+
+    Raises:
+        AnnotationError: no run was begun in this folder, images are not done yet, or the predictions are of another
+            run.
+        OSError: a file cannot be written.
+    """
+    checkpoint = Checkpoint(output)
+    run = checkpoint.run()
+    left = run.images - len(checkpoint.store.done())
+    if left > 0:
+        raise AnnotationError(f"{output}: {left} of {run.images} images are not done yet: run the shards that are left")
+    if run.format not in FORMATS:
+        raise AnnotationError(
+            f"{output}: its run is of the format {run.format!r}, which is none of {', '.join(FORMATS)}"
+        )
+    names = []
+    for image in checkpoint.labelled():
+        if any(not 0 <= label < len(run.labels) for label in image.labels):
+            raise AnnotationError(f"{output}: the predictions of {image.name} have labels that are not of this run")
+        names.append(image.name)
+    if digest_of(names) != run.names:
+        raise AnnotationError(f"{output}: the predictions are of other images than the run was begun with")
+    summary = _summarize(checkpoint.labelled(), run.images, written=True)
+    FORMATS[run.format].write(output, run, _Good(checkpoint))
+    (output / PROBLEMS_FILE).unlink(missing_ok=True)
+    if summary.problems:
+        with atomic_text(output / PROBLEMS_FILE) as file:
+            for name, reason in summary.problems:
+                file.write(json.dumps({"image": name, "problem": reason}) + "\n")
+    return summary
+
+
+def _summarize(images: Iterable[LabelledImage], count: int, written: bool) -> Summary:
+    done = boxes = 0
+    problems = []
+    for image in images:
+        done += 1
+        boxes += len(image.boxes)
+        if image.problem is not None:
+            problems.append((image.name, image.problem))
+    return Summary(count, done, boxes, problems, written)
+
+
+@dataclass(frozen=True)
+class _Good:
+    """The images that were labelled; each loop reads them anew."""
+
+    checkpoint: Checkpoint
+
+    def __iter__(self) -> Iterator[LabelledImage]:
+        return (image for image in self.checkpoint.labelled() if image.problem is None)
+
+
+def _check_labels(labels: Sequence[str], post: PostProcessing) -> None:
+    if isinstance(labels, str) or not labels:
+        raise AnnotationError(f"give a list of labels, not {labels!r}")
+    for i, label in enumerate(labels):
+        if not is_writable_text(label):
+            raise AnnotationError(f"the label {label!r} holds characters that are no text")
+        if label in labels[:i]:
+            raise AnnotationError(f"the label {label!r} is given twice")
+    for label in post.thresholds:
+        if label not in labels:
+            raise AnnotationError(f"there is a threshold of {label!r}, which is none of the labels")
 
 
 def _refused(names: Sequence[str], format: str) -> dict[int, str]:
-    """Which pictures get no answer whatever is in them, and why."""
+    """Which images get no answer whatever is in them, and why."""
     place = FORMATS[format].place
     refused: dict[int, str] = {}
     taken: dict[str, str] = {}
@@ -169,108 +270,3 @@ def _refuse_to_replace(output: Path, format: str, names: Iterable[str]) -> None:
     for name in chain(map(PurePosixPath, (*files, PROBLEMS_FILE)), places):
         if (output / name).exists():
             raise AnnotationError(f"{output / name} is there already: remove it, or choose another output folder")
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A picture on its way: what is wrong with it, or how it goes into the model."""
-
-    index: int
-    outcome: Prepared | str
-
-
-@dataclass
-class _Desk:
-    """Where the pictures of one shard are read and answered.
-
-    batch_size: as asked for, which decides the batches; of each, as many as there is memory for run together.
-    """
-
-    finder: Finder
-    source: PictureSource
-    refused: Mapping[int, str]
-    done: Answers
-    batch_size: int
-
-    def __post_init__(self) -> None:
-        self._at_once = self.batch_size
-
-    def label(self, windows: Sequence[range], threads: int) -> Iterator[list[LabelledPicture]]:
-        """The answers to all pictures that are not done, batch by batch."""
-        with _threads(threads) as pool:
-            for rows in self._read_ahead(windows, pool):
-                bad = [self._bad(row) for row in rows if isinstance(row.outcome, str) and row.index not in self.done]
-                if bad:
-                    yield bad
-                for batch in _batches(rows, self.batch_size):
-                    if any(index not in self.done for index in batch):
-                        yield self._answers(batch)
-
-    def _read_ahead(self, windows: Sequence[range], pool: ThreadPoolExecutor) -> Iterator[list[_Row]]:
-        """The pictures of each window, while those of the next are being read."""
-        waiting: deque[list[Future[_Row]]] = deque()
-        for window in windows:
-            waiting.append([pool.submit(self._read, index) for index in window])
-            if len(waiting) > 1:
-                yield [future.result() for future in waiting.popleft()]
-        while waiting:
-            yield [future.result() for future in waiting.popleft()]
-
-    def _read(self, index: int) -> _Row:
-        if index in self.refused:
-            return _Row(index, self.refused[index])
-        try:
-            return _Row(index, self.finder.prepare(load_image(self.source.picture(index))))
-        except Exception as error:  # of sources and of decoders, which have none in common: it is one picture's
-            return _Row(index, " ".join(str(error).split()) or type(error).__name__)
-
-    def _bad(self, row: _Row) -> LabelledPicture:
-        return LabelledPicture(row.index, self.source.names[row.index], problem=str(row.outcome))
-
-    def _answers(self, batch: Mapping[int, Prepared]) -> list[LabelledPicture]:
-        found: list[Found] = []
-        try:
-            self._at_once = in_batches(
-                list(batch.values()), lambda some: found.extend(self.finder.find(some)), self._at_once
-            )
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            raise AnnotationError("no memory for one picture at a time; what is done is kept") from error
-        return [
-            LabelledPicture(index, self.source.names[index], prepared.size, *rounded_boxes(*one))
-            for (index, prepared), one in zip(batch.items(), found, strict=True)
-            if index not in self.done
-        ]
-
-
-def _batches(rows: Sequence[_Row], batch_size: int) -> list[dict[int, Prepared]]:
-    """The pictures of a window in batches of like shape, so that little of a batch is padding."""
-    good = [(row.index, row.outcome) for row in rows if isinstance(row.outcome, Prepared)]
-    good.sort(key=lambda item: (item[1].mask.shape[1] / item[1].mask.shape[0], item[1].mask.shape[0], item[0]))
-    return [dict(good[first : first + batch_size]) for first in range(0, len(good), batch_size)]
-
-
-def _compute_on_one_core(all_there: threading.Barrier) -> None:
-    torch.get_num_threads()  # the first call in a thread takes the number of the process
-    torch.set_num_threads(1)
-    all_there.wait()
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that are not waited for when the block is left in the middle.
-
-    Each computes on one core: several that resize on all cores would keep the model from them, and halve its speed.
-    """
-    all_there = threading.Barrier(count + 1)
-    pool = ThreadPoolExecutor(count, "read-ahead", initializer=_compute_on_one_core, initargs=(all_there,))
-    try:
-        before = torch.get_num_threads()
-        for _ in range(count):
-            pool.submit(int)
-        all_there.wait()
-        torch.set_num_threads(before)  # some of what the threads have set holds for the whole process
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Where the pictures to label come from: files, tar shards (WebDataset), tables of `datasets`."""
+"""Where the images to label come from: files, tar shards (WebDataset), tables of `datasets`."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from ..data.images import remote_content
 from ..data.readers.files import IMAGE_SUFFIXES, is_below
 from ..data.records import ImageSource
 from ..utils.image_files import MOST_BYTES
-from .answers import AnnotationError
+from ..utils.printable import one_line
+from .checkpoint import AnnotationError
 
 
-class PictureSource(Protocol):
-    """Pictures that can be opened at any position, from any thread."""
+class Source(Protocol):
+    """Images that can be opened at any position, from any thread."""
 
     @property
     def names(self) -> Sequence[str]:
-        """Of each picture its path in the source, with "/", sorted, each once; not all need be fit for a file name."""
+        """Of each image its path in the source, with "/", sorted, each once; not all need be fit for a file name."""
         ...
 
     @property
     def root(self) -> Path | None:
-        """The folder that the names start from, None where the pictures are not files."""
+        """The folder that the names start from, None where the images are not files."""
         ...
 
-    def picture(self, index: int) -> ImageSource:
+    def image(self, index: int) -> ImageSource:
         """What can be opened.
 
         Raises:
@@ -48,13 +49,13 @@ class PictureSource(Protocol):
 
 @dataclass(frozen=True)
 class FileSource:
-    """Picture files below one folder."""
+    """Image files below one folder."""
 
     root: Path
     names: Sequence[str]
 
     @classmethod
-    def of(cls, paths: Iterable[str | Path], root: Path) -> FileSource:
+    def from_paths(cls, paths: Iterable[str | Path], root: Path) -> FileSource:
         """The files, whose names start from `root`.
 
         Raises:
@@ -68,10 +69,10 @@ class FileSource:
                 raise AnnotationError(f"{path} is not below {root}")
             names.add(place.relative_to(top).as_posix())
         if not names:
-            raise AnnotationError("no pictures")
+            raise AnnotationError("no images")
         return cls(top, sorted(names))
 
-    def picture(self, index: int) -> Path:
+    def image(self, index: int) -> Path:
         """The file."""
         return self.root / self.names[index]
 
@@ -89,23 +90,23 @@ class _Member(NamedTuple):
 
 @dataclass(frozen=True)
 class TarSource:
-    """The pictures in the tar shards of a WebDataset; a name is that of the shard, "/", and that in the shard."""
+    """The images in the tar shards of a WebDataset; a name is that of the shard, "/", and that in the shard."""
 
     members: Sequence[_Member]
     names: Sequence[str]
     root: None = None
 
     @classmethod
-    def of(cls, archives: Sequence[str | Path], extension: str | None = None) -> TarSource:
+    def from_archives(cls, archives: Sequence[str | Path], extension: str | None = None) -> TarSource:
         """Read the tables of contents.
 
         Args:
             archives: uncompressed tar files.
-            extension: which member of each sample is its picture, such as "img.png": what follows the first dot of its
-                name. By default any that is one of a picture.
+            extension: which member of each sample is its image, such as "img.png": what follows the first dot of its
+                name. By default any that is one of an image.
 
         Raises:
-            AnnotationError: a file that is no tar file, compressed or cut off, or no picture in any.
+            AnnotationError: a file that is no tar file, compressed or cut off, or no image in any.
         """
         paths = sorted({Path(os.path.abspath(archive)) for archive in archives})
         if not paths:
@@ -122,11 +123,11 @@ class TarSource:
                     members[f"{shard}/{_tidy(member.name)}"] = member  # as in unpacking, the last of a name counts
         if not members:
             found = ", ".join(sorted(extensions)[:10]) or "nothing"
-            raise AnnotationError(f"no picture in {', '.join(map(str, paths[:3]))}: there is {found}; name it")
+            raise AnnotationError(f"no image in {', '.join(map(str, paths[:3]))}: there is {found}; name it")
         names = sorted(members)
         return cls([members[name] for name in names], names)
 
-    def picture(self, index: int) -> bytes:
+    def image(self, index: int) -> bytes:
         """The content of the member."""
         member = self.members[index]
         if member.problem is not None:
@@ -168,7 +169,7 @@ _BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "
 
 @dataclass(frozen=True)
 class TableSource:
-    """The column of pictures of a set of `datasets`.
+    """The column of images of a set of `datasets`.
 
     Names are the file names in the column, where each row has its own; else the numbers of the rows.
 
@@ -183,7 +184,7 @@ class TableSource:
     folders: Sequence[Path] | None
 
     @classmethod
-    def of(
+    def from_dataset(
         cls,
         table: datasets.Dataset,
         column: str | None = None,
@@ -191,11 +192,11 @@ class TableSource:
         where: str | Path | None = None,
         allow_local: bool = False,
     ) -> TableSource:
-        """Take the pictures of a table.
+        """Take the images of a table.
 
         Args:
             table: as `datasets` reads it.
-            column: a column of pictures, or of paths of files; by default the first of type Image.
+            column: a column of images, or of paths of files; by default the first of type Image.
             where: the folder or file that the table was read from. Rows may name files in that folder, or in what
                 `datasets` keeps of downloads; other files are not read, nor are URLs of this machine and of local
                 networks.
@@ -208,7 +209,7 @@ class TableSource:
         chosen = column or next(iter(typed), None)
         if chosen is None or chosen not in table.features:
             known = ", ".join(table.features)
-            raise AnnotationError(f"there is no column {column or 'of pictures'}, only {known}: name one")
+            raise AnnotationError(f"there is no column {column or 'of images'}, only {known}: name one")
         if not len(table):
             raise AnnotationError("the data set has no rows")
         table = table.select_columns([chosen])
@@ -219,7 +220,7 @@ class TableSource:
         order = sorted(range(len(names)), key=names.__getitem__)
         return cls([names[row] for row in order], table, chosen, order, root, folders)
 
-    def picture(self, index: int) -> ImageSource:
+    def image(self, index: int) -> ImageSource:
         """The cell as what can be opened."""
         value: Any = self.table[self.rows[index]][self.column]
         if isinstance(value, Mapping):
@@ -227,7 +228,7 @@ class TableSource:
                 return bytes(value["bytes"])
             value = value.get("path")
         if value is None:
-            raise ValueError("the row has no picture")
+            raise ValueError("the row has no image")
         if "://" in str(value):
             return remote_content(str(value), allow_local=self.folders is None)
         if not _may_be_read(str(value), self.folders):
@@ -248,7 +249,7 @@ def _may_be_read(path: str, folders: Sequence[Path] | None) -> bool:
 
 
 def open_table(name: str, split: str = "train") -> datasets.Dataset:
-    """Read a repo on the Hub, a folder (of pictures, of parquet files, of `save_to_disk`) or a file with `datasets`.
+    """Read a repo on the Hub, a folder (of images, of parquet files, of `save_to_disk`) or a file with `datasets`.
 
     Raises:
         AnnotationError: it cannot be read, or has no such split.
@@ -267,7 +268,7 @@ def open_table(name: str, split: str = "train") -> datasets.Dataset:
     except AnnotationError:
         raise
     except Exception as error:  # the builders of datasets have no error in common
-        reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+        reason = one_line(error.__cause__ or error)
         raise AnnotationError(f"{name}: cannot be loaded ({reason})") from error
 
 

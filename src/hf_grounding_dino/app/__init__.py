@@ -1,1 +1,1 @@
-"""The page to try a model on: `finding` is what it does, `web` how it looks, `space` puts it on the Hub."""
+"""The web demo: `search` is what it does, `web` how it looks, `space` puts it on the Hub."""

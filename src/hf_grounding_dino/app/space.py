@@ -1,4 +1,4 @@
-"""The page as a Space of the Hub: a folder that is uploaded as it is.
+"""The app as a Space of the Hub: a folder that is uploaded as it is.
 
 The code of this package lies in it, beside app.py: a Space installs its requirements before it has any other of its
 files, so that they can name neither a wheel nor a folder of it, and this package is on no index.
@@ -19,24 +19,24 @@ from ..processing.defaults import DEFAULTS, PostProcessing
 from ..utils.atomic import atomic_folder
 from .web import TITLE
 
-SHORT_DESCRIPTION = "Find in a picture what words name"
+SHORT_DESCRIPTION = "Find objects in an image by text"
 _MODEL_FILES = (".json", ".safetensors", ".txt")
 _MODEL_FOLDER = "model"
 _PACKAGE = Path(__file__).parents[1]
 _PROJECT = "hf-grounding-dino"
 _REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
-_APP = '''"""The page of hf-grounding-dino."""
+_APP = '''"""The web demo of hf-grounding-dino."""
 {imports}
 from hf_grounding_dino.cli.detect import load_detector
 from hf_grounding_dino.processing.defaults import PostProcessing
-from hf_grounding_dino.app.web import make_page, start
+from hf_grounding_dino.app.web import make_app, start
 
-page = make_page(load_detector({model}, dtype={dtype!r}, kept={kept!r}), {note!r})
+app = make_app(load_detector({model}, dtype={dtype!r}), {note!r}, {post!r})
 
 if __name__ == "__main__":
-    start(page)
-    page.block_thread()
+    start(app)
+    app.block_thread()
 '''
 _README = """---
 {card}
@@ -45,14 +45,14 @@ _README = """---
 # {title}
 
 {description}, with hf-grounding-dino {version}, whose code lies in `{package}`.
-Drop a picture, write labels or a sentence, move the threshold.
+Drop an image, write labels or a sentence, move the threshold.
 
 To publish this folder: `hf upload OWNER/NAME . . --repo-type space`
 """
 
 
 def export_space(
-    folder: Path, model: str = str(NANO), dtype: str = "float32", note: str = "", kept: PostProcessing = DEFAULTS
+    folder: Path, model: str = str(NANO), dtype: str = "float32", note: str = "", post: PostProcessing = DEFAULTS
 ) -> None:
     """Write the files of a Space.
 
@@ -63,8 +63,8 @@ def export_space(
         folder: one that is empty, or that there is not yet.
         model: a folder, which is copied; the name of a repo on the Hub; or the one that ships, which needs no copy.
         dtype: what the Space computes in.
-        note: the line about the model on the page.
-        kept: which boxes it keeps.
+        note: the line about the model in the app.
+        post: which boxes it keeps.
 
     Raises:
         ValueError: the folder holds something, there is no such model, or this package is not installed.
@@ -80,12 +80,12 @@ def export_space(
         if source is not None:
             shutil.copytree(source, unfinished / _MODEL_FOLDER, ignore=_all_but_model_files)
         (unfinished / "requirements.txt").write_text("".join(f"{line}\n" for line in needed), encoding="utf-8")
-        for name, text in _files(model, source is not None, dtype, note, kept).items():
+        for name, text in _files(model, source is not None, dtype, note, post).items():
             (unfinished / name).write_text(text, encoding="utf-8")
 
 
 def _requirements() -> tuple[list[str], str]:
-    """What this package needs for the page, as requirements.txt has it, and its licence."""
+    """What this package needs for the app, as requirements.txt has it, and its licence."""
     try:
         installed = distribution(_PROJECT)
     except PackageNotFoundError as error:
@@ -113,7 +113,7 @@ def _all_but_model_files(folder: str, names: list[str]) -> set[str]:
     return {name for name in names if name.startswith(".") or not name.endswith(_MODEL_FILES)}
 
 
-def _files(model: str, copied: bool, dtype: str, note: str, kept: PostProcessing) -> dict[str, str]:
+def _files(model: str, copied: bool, dtype: str, note: str, post: PostProcessing) -> dict[str, str]:
     own = Path(model) == NANO
     card = SpaceCardData(
         title=TITLE,
@@ -142,5 +142,5 @@ def _files(model: str, copied: bool, dtype: str, note: str, kept: PostProcessing
             version=__version__,
             package=_PACKAGE.name,
         ),
-        "app.py": _APP.format(imports=imports, model=place, dtype=dtype, note=note, kept=kept),
+        "app.py": _APP.format(imports=imports, model=place, dtype=dtype, note=note, post=post),
     }

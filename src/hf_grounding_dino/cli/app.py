@@ -1,4 +1,4 @@
-"""A page to try a model on: `hf-grounding-dino app --model IDEA-Research/grounding-dino-tiny`."""
+"""A web demo to try a model in: `hf-grounding-dino app --model IDEA-Research/grounding-dino-tiny`."""
 
 from __future__ import annotations
 
@@ -33,31 +33,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=whole_number(1, 65535), default=7860, help="(%(default)s)")
     parser.add_argument("--share", action="store_true", help="give it a public address too, through gradio.live")
     parser.add_argument(
-        "--export-space", type=Path, metavar="FOLDER", help="write the page as a Space of the Hub, and end"
+        "--export-space", type=Path, metavar="FOLDER", help="write the app as a Space of the Hub, and end"
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve the page until it is interrupted, or write the Space.
+    """Serve the app until it is interrupted, or write the Space.
 
     Raises:
         UserError: Gradio is not installed, the model cannot be loaded, the address cannot be used, or the Space
             cannot be written.
     """
     if importlib.util.find_spec("gradio") is None:
-        raise UserError("the page needs Gradio: pip install gradio")
+        raise UserError("the app needs Gradio: pip install gradio")
     model = named_model(arguments.model, or_nano=True)
     with quiet_libraries():
         return _serve(arguments, model) if arguments.export_space is None else _export(arguments, model)
 
 
 def _serve(arguments: argparse.Namespace, model: str) -> int:
-    from hf_grounding_dino.app.web import make_page, start
+    from hf_grounding_dino.app.web import make_app, start
 
-    detector = load_detector(model, arguments.device, arguments.dtype, post_processing_of(arguments))
-    page = make_page(detector, _note(model))
+    detector = load_detector(model, arguments.device, arguments.dtype)
+    app = make_app(detector, _note(model), post_processing_of(arguments))
     try:
-        address = start(page, host=arguments.host, port=arguments.port, share=arguments.share)
+        address = start(app, host=arguments.host, port=arguments.port, share=arguments.share)
     except OSError as error:
         where = f"{arguments.host}:{arguments.port}"
         raise UserError(f"{where} cannot be used: the port is taken, or the host is not this machine's") from error
@@ -65,7 +65,7 @@ def _serve(arguments: argparse.Namespace, model: str) -> int:
         complain(NANO_ANSWERS)
     say(f"{address} (Ctrl+C ends it)")
     sys.stdout.flush()
-    page.block_thread()
+    app.block_thread()
     return 0
 
 
@@ -75,8 +75,8 @@ def _export(arguments: argparse.Namespace, model: str) -> int:
     if Path(model).is_dir():
         load_detector(model, "cpu", arguments.dtype)  # what is refused here would end the Space at its start
     try:
-        note, kept = _note(model), post_processing_of(arguments)
-        export_space(arguments.export_space, model, arguments.dtype, note, kept)
+        note, post = _note(model), post_processing_of(arguments)
+        export_space(arguments.export_space, model, arguments.dtype, note, post)
     except ValueError as error:
         raise UserError(error) from error
     except OSError as error:

@@ -1,177 +1,47 @@
-"""Find what words name in pictures, and draw it: `hf-grounding-dino detect photo.jpg --labels "cat" --model ID`."""
+"""Detect objects in images and draw them: `hf-grounding-dino detect photo.jpg --labels "cat" --model ID`."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from hf_grounding_dino.assets import DEMO_IMAGE, DEMO_LABELS
-from hf_grounding_dino.inference.drawing import Detection, certainty, draw_detections
-from hf_grounding_dino.processing.defaults import DEFAULTS, PostProcessing
+from hf_grounding_dino.inference.drawing import Detection, draw_detections
 from hf_grounding_dino.utils.printable import printable
+from hf_grounding_dino.utils.progress import progress_bar
 
 from . import UserError, complain, quiet_libraries, say, usable_device
 from .model_options import (
-    CALIBRATED,
     NANO_ANSWERS,
     add_kept_options,
     add_model_option,
     add_running_options,
-    calibrated_thresholds,
     check_prompt,
     named_model,
     post_processing_of,
 )
-from .pictures import encoded, find_pictures, make_folder, name_results, own_name, read_picture, write_file
+from .pictures import encoded, find_pictures, make_folder, name_results, own_name, write_file
 from .problems import hub_problem, limit_problem
 
 if TYPE_CHECKING:
-    from PIL import Image
-
-    from hf_grounding_dino.models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
-    from hf_grounding_dino.processing.post_processing import Detections
-    from hf_grounding_dino.processing.processing_grounding_dino import GroundingDinoProcessor
-    from hf_grounding_dino.processing.prompts import PromptText
-    from hf_grounding_dino.processing.thresholds import Thresholds
-
-
-# --- the detector ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Detector:
-    """A model and its processor: images and words in, detections out.
-
-    kept: which detections are kept, but for the threshold, which each call may set.
-    """
-
-    model: GroundingDinoForObjectDetection
-    processor: GroundingDinoProcessor
-    kept: PostProcessing = DEFAULTS
-
-    def detect(
-        self,
-        image: Any,
-        *,
-        labels: Sequence[str] | None = None,
-        caption: str | None = None,
-        threshold: float | Thresholds | None = None,
-    ) -> list[Detection]:
-        """Find what the labels, or the phrases of the caption, name in an image.
-
-        Args:
-            image: whatever `read_picture` reads.
-            labels: what to look for; each detection is called by one of these.
-            caption: a sentence to look for instead; a detection is called by the words that are found in it.
-            threshold: the least score, in [0, 1], exclusive; or one for each label, for labels alone; None for that of
-                `kept`.
-
-        Returns:
-            The detections, best first, with boxes in whole pixels of the upright image.
-
-        Raises:
-            ValueError: not exactly one of labels and caption, a label is empty, unknown or none that the model was
-                taught, or the image cannot be read.
-        """
-        prompt = one_prompt(labels, caption)
-        self.doubts(prompt)
-        (found,) = self.detect_each(
-            [read_picture(image)], prompt, self.kept.threshold if threshold is None else threshold
-        )
-        return found
-
-    def doubts(self, prompt: PromptText) -> list[str]:
-        """What is to be said of words that the model was not taught; see `closed_vocabulary.doubts`.
-
-        Raises:
-            ValueError: it was taught no word of a label.
-        """
-        from hf_grounding_dino.processing.closed_vocabulary import doubts
-
-        return doubts(self.model, [prompt] if isinstance(prompt, str) else prompt)
-
-    def detect_each(
-        self, pictures: Sequence[Image.Image], prompt: PromptText, threshold: float | Thresholds
-    ) -> list[list[Detection]]:
-        """As `detect`, in several upright images at a time."""
-        from hf_grounding_dino.processing.post_processing import listed
-
-        if not isinstance(prompt, str):
-            each = self._of_labels(pictures, prompt, threshold)
-        elif isinstance(threshold, float | int):
-            each = self._of_caption(pictures, prompt, threshold)
-        else:
-            raise ValueError("Calibrated thresholds are for labels, not for a caption.")
-        lists = [cast(list[Detection], listed(found)) for found in each]
-        return [sorted(found, key=certainty, reverse=True)[: self.kept.top_k] for found in lists]
-
-    def _of_labels(
-        self, pictures: Sequence[Image.Image], labels: Sequence[str], threshold: float | Thresholds
-    ) -> list[Detections]:
-        """As the pipeline: however many there are."""
-        from hf_grounding_dino.inference.large_vocabulary import Chunking, detect
-        from hf_grounding_dino.processing.thresholds import Thresholds, above_thresholds, threshold_per_label
-
-        least = threshold_per_label(threshold, labels)
-        each = detect(
-            self.model,
-            self.processor,
-            pictures,
-            labels,
-            threshold=min(least),
-            top_k=None,
-            scoring="mean" if isinstance(threshold, Thresholds) else "max",
-            chunking=Chunking(labels=self.kept.chunk_size),
-            nms_threshold=self.kept.nms,
-        )
-        return [above_thresholds(found, least) for found in each]
-
-    def _of_caption(self, pictures: Sequence[Image.Image], caption: str, threshold: float) -> list[Detections]:
-        import torch
-
-        from hf_grounding_dino.processing.post_processing import without_overlaps
-
-        inputs = self.processor(images=pictures, text=caption).to(self.model.device, self.model.dtype)
-        with torch.inference_mode():
-            outputs = self.model(**inputs)
-        each = self.processor.post_process_grounded_object_detection(
-            outputs,
-            inputs["input_ids"],
-            threshold=threshold,
-            text_threshold=self.kept.text_threshold,
-            target_sizes=[(picture.height, picture.width) for picture in pictures],
-        )
-        nms = self.kept.nms
-        return list(each) if nms is None else [without_overlaps(found, nms) for found in each]
-
-
-def one_prompt(labels: Sequence[str] | None, caption: str | None) -> PromptText:
-    """The labels or the caption, whichever is given.
-
-    Raises:
-        ValueError: none or both are given.
-    """
-    if (labels is None) == (caption is None):
-        raise ValueError("Give either labels or a caption.")
-    return list(labels) if labels is not None else str(caption)
+    from hf_grounding_dino.inference.predictor import Predictor
+    from hf_grounding_dino.inference.prompting import CaptionPrompt, LabelPrompt
 
 
 def load_detector(
-    model: str | Path, device: str = "auto", dtype: str = "float32", kept: PostProcessing = DEFAULTS
-) -> Detector:
+    model: str | Path, device: str = "auto", dtype: str = "float32", batch_size: int = 1, readers: int | None = None
+) -> Predictor:
     """Load a model and its processor for detection.
 
     Args:
         model: the name of a repo on the Hub, a folder, or "nano".
         device: a device of torch, or "auto" for the first GPU if there is one.
         dtype: one of `model_options.DTYPES`.
-        kept: which detections are kept.
+        batch_size: images that run together.
+        readers: threads that read images ahead; by default one a core.
 
     Raises:
         UserError: there is no such model, it is not of this family, lacks weights or cannot be reached, or there is
@@ -179,6 +49,7 @@ def load_detector(
     """
     import torch
 
+    from hf_grounding_dino.inference.predictor import Predictor
     from hf_grounding_dino.models.loading import LoadingError, load_whole
 
     place, model = usable_device(device), named_model(str(model))
@@ -190,10 +61,49 @@ def load_detector(
         problem = hub_problem(error) or limit_problem(error) or str(error) or type(error).__name__
         named = problem.startswith(str(model))
         raise UserError(problem if named else f"the model {model} cannot be loaded: {problem}") from error
-    return Detector(cast(Any, network).to(place), processor, kept)
+    return Predictor(cast(Any, network).to(place), processor, batch_size=batch_size, readers=readers)
 
 
-# --- the command -------------------------------------------------------------------------------------------------
+class Result(NamedTuple):
+    """What came of an image.
+
+    drawing: the file with the boxes drawn; beside it lies a JSON file with the detections.
+    problem: why the image could not be read; None where it could.
+    """
+
+    source: str
+    detections: list[Detection]
+    drawing: Path
+    problem: str | None
+
+
+def detect_files(
+    predictor: Predictor, prompt: LabelPrompt | CaptionPrompt, sources: Sequence[str], output: Path
+) -> Iterator[Result]:
+    """Detect in image files and behind URLs, and write a drawing and a JSON file of each; results in their order.
+
+    Args:
+        predictor: the model.
+        prompt: what to look for.
+        sources: paths and URLs.
+        output: a folder, which is there.
+
+    Raises:
+        UserError: a result cannot be written.
+    """
+    from hf_grounding_dino.inference.predictor import Request
+    from hf_grounding_dino.inference.prompting import LabelPrompt
+
+    labels = prompt.labels if isinstance(prompt, LabelPrompt) else ()
+    names = name_results(sources, output)
+    requests = (Request(source, source, prompt) for source in sources)
+    for found in predictor.run(requests, in_order=True, keep_images=True):
+        source, drawing, detections = found.request.id, output / names[found.request.id], found.detections
+        if found.image is not None:
+            write_file(drawing, encoded(draw_detections(found.image, detections, labels), drawing.suffix))
+            text = json.dumps(detections, indent=2, ensure_ascii=False) + "\n"
+            write_file(drawing.with_suffix(".json"), text.encode())
+        yield Result(source, detections, drawing, found.problem)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -210,7 +120,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " quote a label that holds a comma",
     )
     prompt.add_argument("--caption", help='a sentence to look for: "a red star to the left of a blue ring"')
-    parser.add_argument("--demo", action="store_true", help="look for shapes in a picture that ships")
+    parser.add_argument("--demo", action="store_true", help="look for shapes in the image that ships")
     add_model_option(parser, " (with --demo alone, nano)")
     add_kept_options(parser, calibrated=True)
     parser.add_argument(
@@ -224,76 +134,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Detect in every picture; 0 where all could be read, 1 where only some could.
+    """Detect in every image; 0 where all could be read, 1 where only some could, 2 where none.
 
     Raises:
         UserError: nothing could be done, or results cannot be written.
     """
-    prompt = _requested_prompt(arguments)
+    labels = _requested_labels(arguments)
     names = [*arguments.images, *([str(DEMO_IMAGE)] if arguments.demo else [])]
     if not names:
-        raise UserError("no picture: give at least one IMAGE, or --demo")
+        raise UserError("no image: give at least one IMAGE, or --demo")
     model = named_model(arguments.model, or_nano=not arguments.images)
     sources, problems = find_pictures(names, leave_out=arguments.output)
     if not sources:
         raise UserError("; ".join(problems))
     make_folder(arguments.output)
     with quiet_libraries():
-        detector = load_detector(model, arguments.device, arguments.dtype, post_processing_of(arguments))
+        from hf_grounding_dino.inference.prompting import prompt_of
+
+        predictor = load_detector(model, arguments.device, arguments.dtype, arguments.batch_size)
         if arguments.model is None:
             complain(NANO_ANSWERS)
-        check_prompt(prompt, detector)
-        threshold = _threshold(arguments, model, prompt)
+        check_prompt(arguments.caption if labels is None else labels, predictor)
+        prompt = prompt_of(labels, arguments.caption, post_processing_of(arguments, model, labels))
         for problem in problems:
             complain(problem)
-        failed = _Desk(detector, prompt, threshold, name_results(sources, arguments.output), arguments.output).work(
-            arguments.batch_size
-        )
+        failed = 0
+        # Shown on a terminal only: in a log the bar would stand between the lines.
+        with progress_bar(len(sources), shown=len(sources) > 1, in_logs=False) as bar:
+            for result in detect_files(predictor, prompt, sources, arguments.output):
+                failed += result.problem is not None
+                _print(result)
+                bar.update()
     if failed == len(sources):
         return 2
     return 1 if failed or problems else 0
-
-
-@dataclass(frozen=True)
-class _Desk:
-    """Where images are read, answered and drawn.
-
-    names: of the results of each source.
-    """
-
-    detector: Detector
-    prompt: PromptText
-    threshold: float | Thresholds
-    names: Mapping[str, str]
-    output: Path
-
-    def work(self, batch_size: int) -> int:
-        """Write and print the results of every image; how many could not be read."""
-        failed = 0
-        batch: dict[str, Image.Image] = {}
-        # Shown on a terminal only: in a log the bar would stand between the lines.
-        bar = tqdm(self.names, unit="image", disable=True if len(self.names) == 1 else None)
-        for number, source in enumerate(bar, start=1):
-            try:
-                batch[source] = read_picture(source)
-            except ValueError as error:
-                complain(f"{source}: {error}")
-                failed += 1
-            if batch and (len(batch) == batch_size or number == len(self.names)):
-                self._answer(batch)
-                batch = {}
-        return failed
-
-    def _answer(self, batch: Mapping[str, Image.Image]) -> None:
-        each = self.detector.detect_each(list(batch.values()), self.prompt, self.threshold)
-        for (source, picture), detections in zip(batch.items(), each, strict=True):
-            drawing = draw_detections(picture, detections, () if isinstance(self.prompt, str) else self.prompt)
-            target = self.output / self.names[source]
-            write_file(target, encoded(drawing, target.suffix))
-            text = json.dumps(detections, indent=2, ensure_ascii=False) + "\n"
-            write_file(target.with_suffix(".json"), text.encode())
-            note = "" if target.stem == own_name(source) else f" (the name {own_name(source)} is another image's)"
-            say(f"{printable(source)}\n{_table(detections)}\ndrawn: {target}{note}\n")
 
 
 def requested_labels(texts: Sequence[str]) -> list[str]:
@@ -313,22 +187,24 @@ def requested_labels(texts: Sequence[str]) -> list[str]:
         raise UserError(error) from error
 
 
-def _threshold(arguments: argparse.Namespace, model: str, prompt: PromptText) -> float | Thresholds:
-    if arguments.threshold != CALIBRATED:
-        return float(arguments.threshold)
-    if isinstance(prompt, str):
-        raise UserError("calibrated thresholds are for --labels, not for a --caption")
-    return calibrated_thresholds(model, prompt)
-
-
-def _requested_prompt(arguments: argparse.Namespace) -> PromptText:
+def _requested_labels(arguments: argparse.Namespace) -> list[str] | None:
+    """The labels that are asked for; None where it is a caption."""
     if arguments.caption is not None:
-        return str(arguments.caption)
+        return None
     if arguments.labels is not None:
         return requested_labels(arguments.labels)
     if arguments.demo:
         return list(DEMO_LABELS)
     raise UserError('nothing to look for: give --labels "cat, remote control" or --caption "a cat on a sofa"')
+
+
+def _print(result: Result) -> None:
+    source, detections, drawing, problem = result
+    if problem is not None:
+        complain(f"{source}: {problem}")
+        return
+    note = "" if drawing.stem == own_name(source) else f" (the name {own_name(source)} is another image's)"
+    say(f"{printable(source)}\n{_table(detections)}\ndrawn: {drawing}{note}\n")
 
 
 def _table(detections: Sequence[Detection]) -> str:

@@ -149,9 +149,9 @@ def _report(
 
 
 def _facts(task: Task, predicted: Predicted, chosen: Chosen, scored: int, arguments: argparse.Namespace) -> Facts:
-    from hf_grounding_dino.evaluation.predictions import PredictionStore
     from hf_grounding_dino.evaluation.published import published_beside
     from hf_grounding_dino.evaluation.report import Facts
+    from hf_grounding_dino.inference.predictions import PredictionStore
 
     benchmark, run = chosen.benchmark, predicted.run
     stored = predicted.predictions if isinstance(predicted.predictions, PredictionStore) else None

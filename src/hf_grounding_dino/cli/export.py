@@ -21,7 +21,7 @@ from .problems import user_errors
 if TYPE_CHECKING:
     import torch
 
-    from .detect import Detector
+    from hf_grounding_dino.inference.predictor import Predictor
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}
 DTYPES = ("float32", "float16")
@@ -96,7 +96,7 @@ def _user_errors(path: Path) -> Iterator[None]:
             raise UserError(f"the model cannot be exported: {error}") from error
 
 
-def _write(detector: Detector, arguments: argparse.Namespace) -> None:
+def _write(detector: Predictor, arguments: argparse.Namespace) -> None:
     import torch
 
     from hf_grounding_dino.export.exporting import (
@@ -128,7 +128,7 @@ def _write(detector: Detector, arguments: argparse.Namespace) -> None:
             write_openvino(graph, path, half)
 
 
-def _processor_files(detector: Detector, folder: Path) -> dict[str, bytes]:
+def _processor_files(detector: Predictor, folder: Path) -> dict[str, bytes]:
     """The files that prepare the inputs, by name.
 
     Raises:
@@ -150,7 +150,7 @@ def _size(path: Path) -> str:
     return f"{sum(file.stat().st_size for file in files if file.exists()) / 1e6:.1f}"
 
 
-def _examples(detector: Detector) -> Iterator[Mapping[str, torch.Tensor]]:
+def _examples(detector: Predictor) -> Iterator[Mapping[str, torch.Tensor]]:
     """One picture, then two of unequal sizes with prompts of unequal lengths: none of them what the graph was made of.
 
     The pictures are the demo picture and two parts of it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -13,10 +14,9 @@ from hf_grounding_dino.processing.defaults import DEFAULTS, PostProcessing
 from . import UserError, complain, whole_number
 
 if TYPE_CHECKING:
+    from hf_grounding_dino.inference.predictor import Predictor
     from hf_grounding_dino.processing.prompts import PromptText
     from hf_grounding_dino.processing.thresholds import Thresholds
-
-    from .detect import Detector
 
 NANO_NAME = "nano"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -141,15 +141,38 @@ def share_or_calibrated(text: str) -> float | str:
     return text if text == CALIBRATED else share(text)
 
 
-def post_processing_of(arguments: argparse.Namespace) -> PostProcessing:
-    """What the options say, but for a threshold that is calibrated."""
-    return PostProcessing(
-        threshold=DEFAULTS.threshold if arguments.threshold in (None, CALIBRATED) else arguments.threshold,
+def post_processing_of(
+    arguments: argparse.Namespace, model: str | None = None, labels: Sequence[str] | None = None
+) -> PostProcessing:
+    """What the options say.
+
+    Args:
+        arguments: of the command.
+        model: whose calibrated thresholds are taken where the options say so.
+        labels: what is looked for; None where that is no labels.
+
+    Raises:
+        UserError: calibrated thresholds are asked for, and there are none, or no labels.
+    """
+    calibrated = arguments.threshold == CALIBRATED
+    post = PostProcessing(
+        threshold=DEFAULTS.threshold if calibrated or arguments.threshold is None else arguments.threshold,
         text_threshold=arguments.text_threshold,
         nms=arguments.nms,
         top_k=arguments.top_k or DEFAULTS.top_k,
         chunk_size=arguments.chunk_size,
     )
+    if not calibrated or model is None:
+        return post
+    if labels is None:
+        raise UserError("calibrated thresholds are for --labels, not for a --caption")
+    return with_thresholds(post, calibrated_thresholds(model, labels), labels)
+
+
+def with_thresholds(post: PostProcessing, thresholds: Thresholds, labels: Sequence[str]) -> PostProcessing:
+    """The same with a calibrated threshold of each label, and the scores that these are for."""
+    own = dict(zip(labels, thresholds.of(labels), strict=True))
+    return replace(post, threshold=thresholds.default, thresholds=own, scoring="mean")
 
 
 def calibrated_thresholds(model: str, labels: Sequence[str]) -> Thresholds:
@@ -172,19 +195,20 @@ def calibrated_thresholds(model: str, labels: Sequence[str]) -> Thresholds:
     return thresholds
 
 
-def check_prompt(prompt: PromptText, detector: Detector) -> None:
+def check_prompt(prompt: PromptText, detector: Predictor) -> None:
     """Refuse what model and tokenizer do not know or cannot hold, before any image is read; name what is half known.
 
     Raises:
         UserError: naming it.
     """
     from hf_grounding_dino.inference.large_vocabulary import chunk_labels
+    from hf_grounding_dino.processing.closed_vocabulary import doubts
     from hf_grounding_dino.processing.prompts import encode_prompt, special_token_ids
 
     tokenizer = detector.processor.tokenizer
     try:
         ids = encode_prompt(prompt, tokenizer).input_ids
-        for doubt in detector.doubts(prompt):
+        for doubt in doubts(detector.model, [prompt] if isinstance(prompt, str) else prompt):
             complain(doubt)
         if not isinstance(prompt, str):
             chunk_labels(prompt, tokenizer)

@@ -8,10 +8,9 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from hf_grounding_dino.utils.atomic import write_atomic
 
@@ -19,7 +18,7 @@ from . import UserError
 
 _URL_SCHEMES = ("http://", "https://")
 # What is taken from a folder; a file that is named itself may end in anything.
-_PICTURE_SUFFIXES = (
+_IMAGE_SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm"),
     *(".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
 )
@@ -73,32 +72,7 @@ def _matches(name: str, leave_out: Path | None) -> Iterator[str]:
 
 def _is_visible_picture(path: Path, folder: Path) -> bool:
     hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return not hidden and path.suffix.lower() in _PICTURE_SUFFIXES and path.is_file()
-
-
-def read_picture(source: Any) -> Image.Image:
-    """Read a picture as the model sees it: upright, RGB, 8 bits.
-
-    Args:
-        source: a path, a URL, a PIL image, an array or a tensor.
-
-    Raises:
-        ValueError: it cannot be read; the message says why and does not name it.
-    """
-    from hf_grounding_dino.processing.image_processing_grounding_dino import read_images, upright
-
-    try:
-        (pixels,) = read_images([upright(source) if isinstance(source, Image.Image) else source])
-    except ValueError as error:
-        cause = error.__cause__
-        raise ValueError(_reason(cause if isinstance(cause, Exception) else error)) from error
-    return Image.fromarray(pixels.permute(1, 2, 0).byte().contiguous().numpy())
-
-
-def _reason(error: Exception) -> str:
-    from hf_grounding_dino.processing.image_processing_grounding_dino import why_unreadable
-
-    return "not a picture" if isinstance(error, UnidentifiedImageError) else f"cannot be read: {why_unreadable(error)}"
+    return not hidden and path.suffix.lower() in _IMAGE_SUFFIXES and path.is_file()
 
 
 def name_results(sources: Sequence[str], folder: Path) -> dict[str, str]:

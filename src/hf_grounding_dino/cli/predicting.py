@@ -44,8 +44,6 @@ def predictor_for(arguments: argparse.Namespace, processes: PartialState) -> Pre
     Raises:
         UserError: it cannot be loaded.
     """
-    from hf_grounding_dino.inference.predictor import Predictor
-
     from .detect import load_detector
 
     if arguments.predictions is not None:
@@ -53,8 +51,7 @@ def predictor_for(arguments: argparse.Namespace, processes: PartialState) -> Pre
     device = arguments.device
     if device == "auto" and processes.num_processes > 1:
         device = str(processes.device)
-    detector = load_detector(arguments.model, device, arguments.dtype)
-    return Predictor(detector.model, detector.processor, batch_size=arguments.batch_size, readers=arguments.num_workers)
+    return load_detector(arguments.model, device, arguments.dtype, arguments.batch_size, arguments.num_workers)
 
 
 def predict_task(task: Task, predictor: Predictor | None, folder: Path, arguments: argparse.Namespace) -> Predicted:
@@ -67,8 +64,8 @@ def predict_task(task: Task, predictor: Predictor | None, folder: Path, argument
         UserError: there are no such predictions, or they cannot be written.
         DataError: predictions of something else are there.
     """
-    from hf_grounding_dino.evaluation.predictions import PredictionStore
     from hf_grounding_dino.evaluation.runner import predict
+    from hf_grounding_dino.inference.predictions import PredictionStore
     from hf_grounding_dino.processing.closed_vocabulary import doubts
 
     if predictor is None:
@@ -87,7 +84,8 @@ def results_path(path: Path, task: str) -> Path:
 
 def _read(path: Path, task: Task) -> Predictions:
     """Predictions at a path: of this run, of the task among several, or a results file."""
-    from hf_grounding_dino.evaluation.predictions import PROTOCOL_FILE, PredictionStore, ResultsFile
+    from hf_grounding_dino.evaluation.predictions import ResultsFile
+    from hf_grounding_dino.inference.predictions import PROTOCOL_FILE, PredictionStore
 
     for file in (path, results_path(path, task.name)):
         if file.is_file():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
+import os
+from pathlib import Path
+from typing import Any, Final
 
 import fsspec
 from PIL import Image, UnidentifiedImageError
@@ -15,10 +17,11 @@ from .records import ImageSource
 _ARCHIVES: Final = ("zip", "tar", "gzip", "bz2", "xz", "zstd")
 
 
-def load_image(source: ImageSource) -> Image.Image:
+def load_image(source: ImageSource | Any) -> Image.Image:
     """Open an image as the model sees it: upright, RGB, 8 bits, all pixels read.
 
-    Modes are converted as the image processor converts them.
+    Modes are converted as the image processor converts them. Beside files, encoded and decoded images it takes all
+    that the image processor does: URLs, arrays, tensors.
 
     Raises:
         ValueError: it cannot be read; the message says why and does not name it.
@@ -26,6 +29,9 @@ def load_image(source: ImageSource) -> Image.Image:
     try:
         if isinstance(source, Image.Image):
             return _converted(source)
+        if not isinstance(source, Path | bytes) and not (isinstance(source, str) and os.path.isfile(source)):
+            (pixels,) = read_images([source])
+            return Image.fromarray(pixels.permute(1, 2, 0).byte().contiguous().numpy())
         with open_image(source) as opened:
             return _converted(opened)
     # Damaged files lead the decoders of PIL to errors of nearly every kind.

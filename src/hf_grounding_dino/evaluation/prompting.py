@@ -12,14 +12,11 @@ from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
-import numpy as np
-
 from ..inference.large_vocabulary import PROMPT_TOKENS, Chunking
 from ..inference.prompting import LabelPrompt, PhrasePrompt, Prompt, ReferringPrompt
 from ..processing.defaults import PostProcessing
-from ..processing.post_processing import Detections
 from .benchmarks import ClassPrompt
-from .metrics.base import ItemId, ScoredBoxes
+from .metrics.base import ItemId
 from .tasks import Sample
 
 TOP_K, TOP_K_REFERRING = 300, 30
@@ -197,10 +194,3 @@ class ExpressionPrompting(Prompting):
     def protocol(self) -> dict[str, Any]:
         """As `Prompting.protocol`."""
         return {"prompting": "expression", "top_k": self.top_k, "score": "maximum over all tokens"}
-
-
-def scored_boxes(found: Detections, category_ids: Sequence[int] | None) -> ScoredBoxes:
-    """Detections as they are stored and judged: float32, labels as category ids."""
-    scores, boxes = (found[name].detach().float().cpu().numpy() for name in ("scores", "boxes"))
-    labels = found["labels"].cpu().numpy().astype(np.int64)
-    return ScoredBoxes(boxes, scores, labels if category_ids is None else np.array(category_ids, np.int64)[labels])

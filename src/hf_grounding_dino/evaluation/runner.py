@@ -16,12 +16,12 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from ..data.records import DataError
+from ..inference.predictions import PredictionStore, Unreadable, scored_boxes
 from ..inference.predictor import Predictor, Request
 from ..models.loading import model_fingerprint
 from ..utils.printable import printable
 from .metrics.base import NOTHING_FOUND, ItemId, ItemMetric, ScoredBoxes
-from .predictions import Predictions, PredictionStore, Unreadable
-from .prompting import scored_boxes
+from .predictions import Predictions
 from .tasks import Sample, Task
 
 _SECONDS_IN_LOGS = 30  # between two states of the bar, where no terminal overwrites the one before

@@ -1,8 +1,7 @@
-"""The zero-shot object detection pipeline of transformers, with all labels of a picture in one pass."""
+"""The zero-shot object detection pipeline of transformers, with all labels of an image in one pass."""
 
 from __future__ import annotations
 
-import csv
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
@@ -25,8 +24,8 @@ from ..processing.defaults import Scoring
 from ..processing.image_processing_grounding_dino import read_images, upright
 from ..processing.post_processing import Detections, checked_top_k, listed
 from ..processing.processing_grounding_dino import GroundingDinoProcessor
-from ..processing.prompts import label_list
-from ..processing.thresholds import CALIBRATED, Thresholds, above_thresholds, threshold_per_label
+from ..processing.prompts import label_list, parse_labels
+from ..processing.thresholds import CALIBRATED, Thresholds, threshold_per_label
 from ..utils.hub import hub_options
 from .large_vocabulary import PROMPT_TOKENS, Chunking, detect
 
@@ -41,9 +40,9 @@ _CALL_OPTIONS = ("batch_size", "num_workers", "timeout", "top_k", *_FORWARD_OPTI
 
 
 class GroundingDinoPipeline(ZeroShotObjectDetectionPipeline):
-    """Find labels in pictures: `pipeline("zero-shot-object-detection", model=..., pipeline_class=...)`.
+    """Find labels in images: `pipeline("zero-shot-object-detection", model=..., pipeline_class=...)`.
 
-    Call and result are those of transformers. All labels of a picture go through the model together, divided between
+    Call and result are those of transformers. All labels of an image go through the model together, divided between
     prompts only where one cannot hold them, and with one pass of the image backbone.
     """
 
@@ -73,29 +72,29 @@ class GroundingDinoPipeline(ZeroShotObjectDetectionPipeline):
         super().__init__(model=_own_model(model).eval(), processor=processor, **kwargs)
 
     def __call__(self, image: Any = None, candidate_labels: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Find the labels in one picture or in many.
+        """Find the labels in one image or in many.
 
         Args:
-            image: a picture (PIL image, array, tensor, path or URL); a dict with `image` and `candidate_labels`; or a
+            image: an image (PIL image, array, tensor, path or URL); a dict with `image` and `candidate_labels`; or a
                 list, a dataset or a generator of either.
             candidate_labels: a list of labels, or one string of labels parted by commas, in which a label in double
-                quotes may hold one; for a list of pictures also
-                one list of labels a picture. Dicts have their own.
+                quotes may hold one; for a list of images also
+                one list of labels an image. Dicts have their own.
             **kwargs: `threshold` (0.1): the least score, exclusive; one for all, one for each label as a list or a
                 mapping, or "calibrated" for those that `calibrate` has put beside the model (scored by "mean", which
-                they are for). `top_k`: the most detections of a picture.
+                they are for). `top_k`: the most detections of an image.
                 `nms`: of two boxes of one label that overlap by more (IoU), keep the better. `batch_size` (1):
-                pictures that run together. `timeout`: of URLs, in seconds. `scoring`: see `vocabulary.detect`;
-                here it is "max". `chunk_tokens`, `chunk_labels`, `chunk_batch`: see `vocabulary.Chunking`.
+                images that run together. `timeout`: of URLs, in seconds. `scoring`: see `large_vocabulary.detect`;
+                here it is "max". `chunk_tokens`, `chunk_labels`, `chunk_batch`: see `large_vocabulary.Chunking`.
                 `num_workers` is without effect.
 
         Returns:
-            The detections of a picture by falling score, `[{"score", "label", "box": {xmin, ymin, xmax, ymax}}]`; a
+            The detections of an image by falling score, `[{"score", "label", "box": {xmin, ymin, xmax, ymax}}]`; a
             list of such for a list; an iterator over such, made as they are asked for, for the rest.
 
         Raises:
             ValueError: no labels, an empty or unknown label, one that the model cannot know (`closed_vocabulary`), no
-                picture, one that cannot be read, not as many lists of labels as pictures, or an option out of its
+                image, one that cannot be read, not as many lists of labels as images, or an option out of its
                 range.
             TypeError: an option that does not exist.
         """
@@ -132,21 +131,21 @@ class GroundingDinoPipeline(ZeroShotObjectDetectionPipeline):
         forward_params: dict[str, Any],
         postprocess_params: dict[str, Any],
     ) -> Iterator[list[Found]]:
-        """The detections of each input, `batch_size` pictures at a time."""
+        """The detections of each input, `batch_size` images at a time."""
         items = (self.preprocess(item, number=i, **preprocess_params) for i, item in enumerate(inputs))
         while batch := list(islice(items, batch_size)):
             for found in self.forward(batch, **forward_params):
                 yield self.postprocess(found, **postprocess_params)
 
     def preprocess(self, inputs: Any, timeout: float | None = None, number: int = 0) -> Found:  # type: ignore[override]
-        """The pixels of the upright picture, and its list of labels.
+        """The pixels of the upright image, and its list of labels.
 
         Raises:
-            ValueError: there are no labels, or the picture, called by its number, cannot be read.
+            ValueError: there are no labels, or the image, called by its number, cannot be read.
         """
         image, labels = inputs["image"], inputs["candidate_labels"]
         if isinstance(labels, str):
-            labels = [label.strip() for row in csv.reader([labels], skipinitialspace=True) for label in row]
+            labels = parse_labels([labels])
         if labels is None or not len(labels):
             raise ValueError("No labels: give candidate_labels.")
         if isinstance(image, Image.Image):
@@ -175,19 +174,18 @@ class GroundingDinoPipeline(ZeroShotObjectDetectionPipeline):
         for labels, rows in same_labels.items():
             for doubt in doubts(self.model, labels):
                 warnings.warn(doubt, stacklevel=2)
-            least = threshold_per_label(threshold, labels)
             results = detect(
                 cast(GroundingDinoForObjectDetection, self.model),
                 cast(GroundingDinoProcessor, self.processor),
                 [batch[row]["image"] for row in rows],
                 labels,
-                threshold=min(least),
+                threshold=threshold_per_label(threshold, labels),
                 top_k=None,
                 scoring=scoring,
                 nms_threshold=nms,
                 chunking=Chunking(chunk_tokens, chunk_labels, chunk_batch),
             )
-            found |= zip(rows, (above_thresholds(result, least) for result in results), strict=True)
+            found |= zip(rows, results, strict=True)
         return [found[row] for row in range(len(batch))]
 
     @cached_property
@@ -212,7 +210,7 @@ def _each(images: Any) -> Iterator[Any]:
         return iter(images)
     if hasattr(images, "__len__") and hasattr(images, "__getitem__"):
         return (images[i] for i in range(len(images)))
-    raise ValueError(f"Give a picture or pictures, not {type(images).__name__}.")
+    raise ValueError(f"Give an image or images, not {type(images).__name__}.")
 
 
 def _item(image: Any, labels: Any) -> Found:

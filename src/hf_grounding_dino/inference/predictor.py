@@ -21,7 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar, cast
 
 import torch
 from PIL import Image
@@ -31,9 +31,11 @@ from torch.nn.functional import pad
 from ..data.images import load_image
 from ..layers.encoded_image import EncodedImage
 from ..models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
-from ..processing.post_processing import Detections
+from ..processing.post_processing import Detections, listed
 from ..processing.processing_grounding_dino import GroundingDinoProcessor
 from ..utils.memory import in_batches
+from ..utils.printable import one_line
+from .drawing import Detection
 from .prompting import Prompt, grouped
 
 Item = TypeVar("Item")
@@ -76,6 +78,11 @@ class Prediction(NamedTuple):
     size: tuple[int, int] = (0, 0)
     problem: str | None = None
     image: Image.Image | None = None
+
+    @property
+    def detections(self) -> list[Detection]:
+        """As the pipelines of transformers give them, with boxes in whole pixels."""
+        return cast(list[Detection], listed(self.found)) if self.found else []
 
 
 @dataclass(frozen=True)
@@ -131,6 +138,7 @@ class Predictor:
     Attributes:
         model: the detector, where it is to run; it runs in eval mode.
         processor: its processor.
+        batch_size: requests that run together.
     """
 
     def __init__(
@@ -160,7 +168,7 @@ class Predictor:
         if min(batch_size, readers, window) < 1:
             raise ValueError(f"batch_size={batch_size}, readers={readers}, window={window}: give 1 or more")
         self.model, self.processor = model, processor
-        self._batch_size, self._readers, self._window = batch_size, readers, window
+        self.batch_size, self._readers, self._window = batch_size, readers, window
         self._at_once = batch_size  # of each batch, as many as there is memory for run together
         self._encoded: tuple[Sequence[_Prepared], EncodedImage] | None = None
 
@@ -240,7 +248,7 @@ class Predictor:
             image = request.image() if callable(request.image) else request.image
             return _Row(request, self._prepare(load_image(image), keep_image))
         except Exception as error:  # of sources and of decoders, which have none in common: it is one image's
-            return _Row(request, " ".join(str(error).split()) or type(error).__name__)
+            return _Row(request, one_line(error))
 
     def _prepare(self, image: Image.Image, keep_image: bool) -> _Prepared:
         features = self.processor.image_processor([image])
@@ -260,8 +268,8 @@ class Predictor:
         if self._window > 1:
             good.sort()
         positions = [position for *_, position in good]
-        for first in range(0, len(positions), self._batch_size):
-            batch = positions[first : first + self._batch_size]
+        for first in range(0, len(positions), self.batch_size):
+            batch = positions[first : first + self.batch_size]
             if any(rows[position].request.wanted for position in batch):
                 for position, prediction in zip(batch, self._predict([rows[i] for i in batch]), strict=True):
                     if prediction.request.wanted:

@@ -15,7 +15,10 @@ from datasets import Features, List, Value
 from numpy.typing import NDArray
 from torch import Tensor
 
-ItemId = int | str
+from ...inference.predictions import NOTHING_FOUND as NOTHING_FOUND
+from ...inference.predictions import ItemId as ItemId
+from ...inference.predictions import ScoredBoxes as ScoredBoxes
+
 Kept = TypeVar("Kept")
 NOTHING_TO_MEASURE = -1.0
 
@@ -23,31 +26,6 @@ _BOXES = List(List(Value("float64")))
 _PREDICTION = {"image_id": Value("string"), "boxes": _BOXES, "scores": List(Value("float64"))}
 _REFERENCE = {"image_id": Value("string"), "boxes": _BOXES}
 _NO_LABELS = np.zeros(0, np.int64)
-
-
-class ScoredBoxes(NamedTuple):
-    """What a model found in one item: boxes with scores and labels.
-
-    boxes: (k, 4), xyxy in pixels of the upright image.
-    scores: (k,), finite.
-    labels: (k,): category ids of the annotation file (detection, described objects), the number of the phrase in its
-        caption (phrase grounding), 0 (referring).
-    """
-
-    boxes: NDArray[Any]
-    scores: NDArray[Any]
-    labels: NDArray[np.int64]
-
-    def as_prediction(self, image_id: ItemId) -> dict[str, Any]:
-        """As the metrics take it."""
-        return {"image_id": image_id, **self._asdict()}
-
-    def at(self, where: NDArray[Any]) -> ScoredBoxes:
-        """Those at some places, or under a mask."""
-        return ScoredBoxes(*(column[where] for column in self))
-
-
-NOTHING_FOUND = ScoredBoxes(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), _NO_LABELS)
 
 
 class GroundTruth(NamedTuple):

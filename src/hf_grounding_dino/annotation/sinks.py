@@ -11,7 +11,7 @@ import json
 import os
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TextIO
 from urllib.parse import quote
@@ -19,24 +19,32 @@ from xml.etree import ElementTree
 
 import yaml
 
-from .answers import LabelledPicture
-from .files import atomic_file, write_text
-from .settings import Settings
+from ..utils.atomic import atomic_file, write_atomic
+from .checkpoint import LabelledImage, Run
 
-Write = Callable[[Path, Settings, Iterable[LabelledPicture]], None]
+_RULE = ("threshold", "thresholds", "scoring", "nms", "top_k", "chunk_size")
+
+Write = Callable[[Path, Run, Iterable[LabelledImage]], None]
 
 
 class Format(NamedTuple):
     """A format of annotations.
 
-    write: writes the files of a run into a folder; the pictures may be gone through several times.
+    write: writes the files of a run into a folder; the images may be gone through several times.
     files: those that each run has.
-    place: for a picture's name, the file of its own, None where it has none.
+    place: for an image's name, the file of its own, None where it has none.
     """
 
     write: Write
     files: tuple[str, ...]
     place: Callable[[str], PurePosixPath] | None = None
+
+
+@contextmanager
+def atomic_text(path: Path) -> Iterator[TextIO]:
+    """A text file to write, which takes its place at the end of the block, or vanishes."""
+    with atomic_file(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="\n") as file:
+        yield file
 
 
 def _json(value: Any) -> str:
@@ -54,21 +62,21 @@ def _write_items(file: TextIO, items: Iterable[Any]) -> None:
 # --- one file ----------------------------------------------------------------------------------------------------
 
 
-def write_coco(folder: Path, run: Settings, pictures: Iterable[LabelledPicture]) -> None:
-    """One JSON: ids from 1, a picture's being its place among all pictures; boxes xywh with `score`."""
+def write_coco(folder: Path, run: Run, images: Iterable[LabelledImage]) -> None:
+    """One JSON: ids from 1, an image's being its place among all images; boxes xywh with `score`."""
     categories = [{"id": i, "name": label, "supercategory": ""} for i, label in enumerate(run.labels, start=1)]
-    with atomic_file(folder, "annotations.json") as file:
+    with atomic_text(folder / "annotations.json") as file:
         file.write(f'{{"info": {_json(_coco_info(run))},\n"licenses": [],')
         file.write('\n"categories": ')
         _write_items(file, categories)
         file.write(',\n"images": ')
-        _write_items(file, map(_coco_image, pictures))
+        _write_items(file, map(_coco_image, images))
         file.write(',\n"annotations": ')
-        _write_items(file, _coco_annotations(pictures))
+        _write_items(file, _coco_annotations(images))
         file.write("}\n")
 
 
-def _coco_info(run: Settings) -> dict[str, Any]:
+def _coco_info(run: Run) -> dict[str, Any]:
     """By which model, at which revision, and by which rule the boxes were found."""
     return {
         "description": f"labelled by model {run.model_name or run.model}",
@@ -76,29 +84,24 @@ def _coco_info(run: Settings) -> dict[str, Any]:
         "revision": run.revision or run.model,
         "fingerprint": run.model,
         "dtype": run.dtype,
-        "threshold": run.threshold,
-        "thresholds": dict(run.thresholds),
-        "scoring": run.scoring,
-        "nms": run.nms,
-        "top_k": run.top_k,
-        "chunk_size": run.chunk_size,
+        **{name: getattr(run.post, name) for name in _RULE},
     }
 
 
-def _coco_image(picture: LabelledPicture) -> dict[str, Any]:
-    width, height = picture.size
-    return {"id": picture.index + 1, "file_name": picture.name, "width": width, "height": height}
+def _coco_image(image: LabelledImage) -> dict[str, Any]:
+    width, height = image.size
+    return {"id": image.index + 1, "file_name": image.name, "width": width, "height": height}
 
 
-def _coco_annotations(pictures: Iterable[LabelledPicture]) -> Iterator[dict[str, Any]]:
+def _coco_annotations(images: Iterable[LabelledImage]) -> Iterator[dict[str, Any]]:
     number = 0
-    for picture in pictures:
-        for (x0, y0, x1, y1), label, score in zip(picture.boxes, picture.labels, picture.scores, strict=True):
+    for image in images:
+        for (x0, y0, x1, y1), label, score in zip(image.boxes, image.labels, image.scores, strict=True):
             number += 1
             width, height = round(x1 - x0, 2), round(y1 - y0, 2)
             yield {
                 "id": number,
-                "image_id": picture.index + 1,
+                "image_id": image.index + 1,
                 "category_id": label + 1,
                 "bbox": [x0, y0, width, height],
                 "area": round(width * height, 2),
@@ -107,43 +110,43 @@ def _coco_annotations(pictures: Iterable[LabelledPicture]) -> Iterator[dict[str,
             }
 
 
-def write_odvg(folder: Path, run: Settings, pictures: Iterable[LabelledPicture]) -> None:
+def write_odvg(folder: Path, run: Run, images: Iterable[LabelledImage]) -> None:
     """A JSON object a line, boxes xyxy, and the label map that such files need."""
-    write_text(folder, "label_map.json", _json({str(i): label for i, label in enumerate(run.labels)}) + "\n")
-    with atomic_file(folder, "annotations.jsonl") as file:
-        for picture in pictures:
+    write_atomic(folder / "label_map.json", _json({str(i): label for i, label in enumerate(run.labels)}) + "\n")
+    with atomic_text(folder / "annotations.jsonl") as file:
+        for image in images:
             instances = [
                 {"bbox": box, "label": label, "category": run.labels[label], "score": score}
-                for box, label, score in zip(picture.boxes, picture.labels, picture.scores, strict=True)
+                for box, label, score in zip(image.boxes, image.labels, image.scores, strict=True)
             ]
-            width, height = picture.size
+            width, height = image.size
             size = {"height": height, "width": width}
-            file.write(_json({"filename": picture.name, **size, "detection": {"instances": instances}}) + "\n")
+            file.write(_json({"filename": image.name, **size, "detection": {"instances": instances}}) + "\n")
 
 
-def write_label_studio(folder: Path, run: Settings, pictures: Iterable[LabelledPicture]) -> None:
+def write_label_studio(folder: Path, run: Run, images: Iterable[LabelledImage]) -> None:
     """Tasks with predictions, boxes in percent, and the labelling interface they are for.
 
     Pictures are named for "local files" storage: names start from LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT. That is the
-    folder above the pictures' own, as Label Studio serves nothing that lies in the document root itself.
+    folder above the images' own, as Label Studio serves nothing that lies in the document root itself.
     """
     view = ElementTree.Element("View")
     ElementTree.SubElement(view, "Image", name="image", value="$image")
     choices = ElementTree.SubElement(view, "RectangleLabels", name="label", toName="image")
     for label in run.labels:
         ElementTree.SubElement(choices, "Label", value=label)
-    write_text(folder, "label_config.xml", _xml(view))
+    write_atomic(folder / "label_config.xml", _xml(view))
     own = "images" if run.root is None else Path(os.path.realpath(folder / run.root)).name
-    with atomic_file(folder, "tasks.json") as file:
-        _write_items(file, (_task(run, picture, own) for picture in pictures))
+    with atomic_text(folder / "tasks.json") as file:
+        _write_items(file, (_task(run, image, own) for image in images))
         file.write("\n")
 
 
-def _task(run: Settings, picture: LabelledPicture, own: str) -> dict[str, Any]:
-    """The task of a picture; `own` is the name of the folder of the pictures."""
-    width, height = picture.size
+def _task(run: Run, image: LabelledImage, own: str) -> dict[str, Any]:
+    """The task of an image; `own` is the name of the folder of the images."""
+    width, height = image.size
     results = []
-    rows = zip(picture.boxes, picture.labels, picture.scores, strict=True)
+    rows = zip(image.boxes, image.labels, image.scores, strict=True)
     for number, ((x0, y0, x1, y1), label, score) in enumerate(rows):
         value = {
             "x": _percent(x0, width),
@@ -153,11 +156,11 @@ def _task(run: Settings, picture: LabelledPicture, own: str) -> dict[str, Any]:
             "rotation": 0,
             "rectanglelabels": [run.labels[label]],
         }
-        names = {"id": f"{picture.index}-{number}", "from_name": "label", "to_name": "image", "type": "rectanglelabels"}
+        names = {"id": f"{image.index}-{number}", "from_name": "label", "to_name": "image", "type": "rectanglelabels"}
         frame = {"original_width": width, "original_height": height, "image_rotation": 0}
         results.append({**names, **frame, "value": value, "score": score})
-    prediction = {"model_version": run.model, "score": max(picture.scores, default=0.0), "result": results}
-    place = quote(posixpath.join(own, picture.name))
+    prediction = {"model_version": run.model, "score": max(image.scores, default=0.0), "result": results}
+    place = quote(posixpath.join(own, image.name))
     return {"data": {"image": f"/data/local-files/?d={place}"}, "predictions": [prediction]}
 
 
@@ -165,39 +168,39 @@ def _percent(length: float, whole: int) -> float:
     return round(100 * length / whole, 6)
 
 
-# --- a file for each picture -------------------------------------------------------------------------------------
+# --- a file for each image -------------------------------------------------------------------------------------
 
 
 def yolo_place(name: str) -> PurePosixPath:
-    """Where the labels of a picture are."""
+    """Where the labels of an image are."""
     return PurePosixPath("labels", PurePosixPath(name).with_suffix(".txt"))
 
 
-def write_yolo(folder: Path, run: Settings, pictures: Iterable[LabelledPicture]) -> None:
+def write_yolo(folder: Path, run: Run, images: Iterable[LabelledImage]) -> None:
     """labels/**.txt with lines "label cx cy w h" from 0 to 1, classes.txt, dataset.yaml, and images.txt.
 
-    The tools of YOLO look for a picture in "images", and for its labels in the same place of "labels". images.txt lists
-    the pictures there, and "images" is a link to the folder of the pictures. A list, because tools that are given the
+    The tools of YOLO look for an image in "images", and for its labels in the same place of "labels". images.txt lists
+    the images there, and "images" is a link to the folder of the images. A list, because tools that are given the
     folder go where the link leads, and find no labels there. And no `path` in the YAML: what is relative starts
     from the YAML then, wherever the tool is run.
     """
-    write_text(folder, "classes.txt", "".join(f"{label}\n" for label in run.labels))
+    write_atomic(folder / "classes.txt", "".join(f"{label}\n" for label in run.labels))
     content = {"train": "images.txt", "val": "images.txt", "names": dict(enumerate(run.labels))}
-    write_text(folder, "dataset.yaml", yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
-    for picture in pictures:
-        width, height = picture.size
+    write_atomic(folder / "dataset.yaml", yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
+    for image in images:
+        width, height = image.size
         lines = []
-        for (x0, y0, x1, y1), label in zip(picture.boxes, picture.labels, strict=True):
+        for (x0, y0, x1, y1), label in zip(image.boxes, image.labels, strict=True):
             values = ((x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height)
             lines.append(f"{label} {' '.join(f'{value:.6f}' for value in values)}\n")
-        write_text(folder, yolo_place(picture.name), "".join(lines))
-    with atomic_file(folder, "images.txt") as file:
-        file.writelines(f"./images/{picture.name}\n" for picture in pictures)
-    _link_pictures(folder, run.root)
+        write_atomic(folder / yolo_place(image.name), "".join(lines))
+    with atomic_text(folder / "images.txt") as file:
+        file.writelines(f"./images/{image.name}\n" for image in images)
+    _link_images(folder, run.root)
 
 
-def _link_pictures(folder: Path, root: str | None) -> None:
-    """Make "images" a link to the folder of the pictures, unless it is there or would lead around in a circle.
+def _link_images(folder: Path, root: str | None) -> None:
+    """Make "images" a link to the folder of the images, unless it is there or would lead around in a circle.
 
     Where links cannot be made, as on some drives, there is none.
     """
@@ -207,20 +210,20 @@ def _link_pictures(folder: Path, root: str | None) -> None:
 
 
 def voc_place(name: str) -> PurePosixPath:
-    """Where the labels of a picture are."""
+    """Where the labels of an image are."""
     return PurePosixPath("Annotations", PurePosixPath(name).with_suffix(".xml"))
 
 
-def write_voc(folder: Path, run: Settings, pictures: Iterable[LabelledPicture]) -> None:
+def write_voc(folder: Path, run: Run, images: Iterable[LabelledImage]) -> None:
     """Annotations/**.xml, in whole pixels counted from 1, ends included."""
-    for picture in pictures:
-        name = PurePosixPath(picture.name)
+    for image in images:
+        name = PurePosixPath(image.name)
         root = ElementTree.Element("annotation")
         _add(root, {"folder": "" if str(name.parent) == "." else str(name.parent), "filename": name.name})
-        width, height = picture.size
+        width, height = image.size
         _add(ElementTree.SubElement(root, "size"), {"width": width, "height": height, "depth": 3})
         _add(root, {"segmented": 0})
-        for box, label in zip(picture.boxes, picture.labels, strict=True):
+        for box, label in zip(image.boxes, image.labels, strict=True):
             item = ElementTree.SubElement(root, "object")
             fixed = {"pose": "Unspecified", "truncated": 0, "difficult": 0}
             _add(item, {"name": run.labels[label], **fixed})
@@ -228,7 +231,7 @@ def write_voc(folder: Path, run: Settings, pictures: Iterable[LabelledPicture]) 
             ymin, ymax = _pixels(box[1], box[3], height)
             corners = {"xmin": xmin, "ymin": ymin, "xmax": xmax, "ymax": ymax}
             _add(ElementTree.SubElement(item, "bndbox"), corners)
-        write_text(folder, voc_place(picture.name), _xml(root))
+        write_atomic(folder / voc_place(image.name), _xml(root))
 
 
 def _pixels(start: float, end: float, length: int) -> tuple[int, int]:
@@ -248,20 +251,20 @@ def _xml(root: ElementTree.Element) -> str:
 
 
 def labelme_place(name: str) -> PurePosixPath:
-    """Where the labels of a picture are: beside it, where the output folder is that of the pictures."""
+    """Where the labels of an image are: beside it, where the output folder is that of the images."""
     return PurePosixPath(name).with_suffix(".json")
 
 
-def write_labelme(folder: Path, run: Settings, pictures: Iterable[LabelledPicture]) -> None:
-    """A JSON for each picture, with rectangles; `imagePath` leads from it to the picture."""
-    for picture in pictures:
-        place = labelme_place(picture.name)
-        image = PurePosixPath(picture.name).name
+def write_labelme(folder: Path, run: Run, images: Iterable[LabelledImage]) -> None:
+    """A JSON for each image, with rectangles; `imagePath` leads from it to the image."""
+    for image in images:
+        place = labelme_place(image.name)
+        path = PurePosixPath(image.name).name
         if run.root is not None:
             # Somewhere deep enough for all the ".." of the root: only the way from one to the other counts.
             output = "/" + "_/" * run.root.count("..")
-            target = posixpath.join(output, run.root, picture.name)
-            image = posixpath.relpath(target, posixpath.join(output, place.parent))
+            target = posixpath.join(output, run.root, image.name)
+            path = posixpath.relpath(target, posixpath.join(output, place.parent))
         shapes: list[dict[str, Any]] = [
             {
                 "label": run.labels[label],
@@ -273,12 +276,12 @@ def write_labelme(folder: Path, run: Settings, pictures: Iterable[LabelledPictur
                 "mask": None,
                 "score": score,
             }
-            for box, label, score in zip(picture.boxes, picture.labels, picture.scores, strict=True)
+            for box, label, score in zip(image.boxes, image.labels, image.scores, strict=True)
         ]
-        width, height = picture.size
-        content: dict[str, Any] = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": image}
+        width, height = image.size
+        content: dict[str, Any] = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": path}
         content |= {"imageData": None, "imageHeight": height, "imageWidth": width}
-        write_text(folder, place, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        write_atomic(folder / place, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 FORMATS: dict[str, Format] = {

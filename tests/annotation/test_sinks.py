@@ -13,17 +13,17 @@ import torch
 import yaml
 from PIL import Image
 
-from annotation.fake_annotation import settings_of
-from hf_grounding_dino.annotation.answers import LabelledPicture, from_line, rounded_boxes, to_line
+from annotation.fake_annotation import run_of
+from hf_grounding_dino.annotation.checkpoint import LabelledImage
+from hf_grounding_dino.annotation.sinks import FORMATS
 from hf_grounding_dino.annotation.sources import FileSource
-from hf_grounding_dino.annotation.writers import FORMATS
 from hf_grounding_dino.data.readers import open_records
 from hf_grounding_dino.data.records import RecordSet, SourceEntry
 
-PICTURES = [
-    LabelledPicture(0, "a é.png", (100, 50), [[0.0, 0.0, 100.0, 50.0], [10.25, 20.5, 30.75, 40.0]], [1, 0], [0.9, 0.5]),
-    LabelledPicture(2, "b.png", (30, 40), [], [], []),
-    LabelledPicture(3, "c.png", (7, 7), [[5.6, 5.4, 6.7, 6.42]], [1], [0.4]),
+IMAGES = [
+    LabelledImage(0, "a é.png", (100, 50), [[0.0, 0.0, 100.0, 50.0], [10.25, 20.5, 30.75, 40.0]], [1, 0], [0.9, 0.5]),
+    LabelledImage(2, "b.png", (30, 40), [], [], []),
+    LabelledImage(3, "c.png", (7, 7), [[5.6, 5.4, 6.7, 6.42]], [1], [0.4]),
 ]
 LABELS = ["blue <ring> & co", "red circle"]
 ENTRIES = {
@@ -35,13 +35,13 @@ ENTRIES = {
 }
 
 
-def written(tmp_path: Path, format: str, pictures: list[LabelledPicture] = PICTURES) -> Path:
-    for picture in pictures:
-        (tmp_path / "in" / picture.name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", picture.size).save(tmp_path / "in" / picture.name)
-    source = FileSource.of((tmp_path / "in").rglob("*.png"), tmp_path / "in")
-    settings = settings_of(source, tmp_path / "out", format, labels=LABELS)
-    FORMATS[format].write(tmp_path / "out", settings, pictures)
+def written(tmp_path: Path, format: str, images: list[LabelledImage] = IMAGES) -> Path:
+    for image in images:
+        (tmp_path / "in" / image.name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", image.size).save(tmp_path / "in" / image.name)
+    source = FileSource.from_paths((tmp_path / "in").rglob("*.png"), tmp_path / "in")
+    run = run_of(source, tmp_path / "out", format, labels=LABELS)
+    FORMATS[format].write(tmp_path / "out", run, images)
     return tmp_path / "out"
 
 
@@ -56,17 +56,17 @@ def test_our_readers_read_it(tmp_path: Path, format: str, monkeypatch: pytest.Mo
     assert len(records) == 3
     assert {finding.kind for finding in records.findings} <= {"no boxes"}
     assert list(records.label_names) == LABELS
-    for i, picture in enumerate(PICTURES):
+    for i, image in enumerate(IMAGES):
         record = records[i]
-        truth = torch.tensor(picture.boxes).reshape(-1, 4)
+        truth = torch.tensor(image.boxes).reshape(-1, 4)
         if format == "voc":
             truth = truth.round()
         torch.testing.assert_close(record.boxes, truth, atol=1e-3, rtol=0)
         assert record.labels is not None
-        assert record.labels.tolist() == picture.labels
-        assert record.size == picture.size
+        assert record.labels.tolist() == image.labels
+        assert record.size == image.size
         assert isinstance(record.image, Path)
-        assert record.image.name == picture.name
+        assert record.image.name == image.name
 
 
 def test_coco_ids_do_not_depend_on_what_was_bad(tmp_path: Path) -> None:
@@ -78,14 +78,9 @@ def test_coco_ids_do_not_depend_on_what_was_bad(tmp_path: Path) -> None:
     assert second == expected | {"iscrowd": 0, "score": 0.5}
 
 
-def test_coco_by_pycocotools(tmp_path: Path) -> None:
-    coco = pytest.importorskip("pycocotools.coco").COCO(str(written(tmp_path, "coco") / "annotations.json"))
-    assert len(coco.getAnnIds(imgIds=[1])) == 2
-
-
 def test_labelme(tmp_path: Path) -> None:
-    """The path leads from the file to the picture, wherever the output is."""
-    nested = [PICTURES[0], LabelledPicture(5, "x/y/d.png", (10, 10), [[1.0, 2.0, 3.0, 4.0]], [0], [0.4])]
+    """The path leads from the file to the image, wherever the output is."""
+    nested = [IMAGES[0], LabelledImage(5, "x/y/d.png", (10, 10), [[1.0, 2.0, 3.0, 4.0]], [0], [0.4])]
     output = written(tmp_path, "labelme", nested)
     content = json.loads((output / "x/y/d.json").read_text(encoding="utf-8"))
     assert set(content) == {"version", "flags", "shapes", "imagePath", "imageData", "imageHeight", "imageWidth"}
@@ -98,16 +93,16 @@ def test_labelme(tmp_path: Path) -> None:
     assert json.loads((output / "a é.json").read_text(encoding="utf-8"))["imagePath"] == "../in/a é.png"
 
 
-def test_labelme_beside_the_pictures(tmp_path: Path) -> None:
-    picture = LabelledPicture(0, "x/d.png", (10, 10))
-    settings = settings_of(FileSource(tmp_path, ["x/d.png"]), tmp_path, "labelme")
-    assert settings.root == "."
-    FORMATS["labelme"].write(tmp_path, settings, [picture])
+def test_labelme_beside_the_images(tmp_path: Path) -> None:
+    image = LabelledImage(0, "x/d.png", (10, 10))
+    run = run_of(FileSource(tmp_path, ["x/d.png"]), tmp_path, "labelme")
+    assert run.root == "."
+    FORMATS["labelme"].write(tmp_path, run, [image])
     assert json.loads((tmp_path / "x/d.json").read_text())["imagePath"] == "d.png"
 
 
 def test_label_studio(tmp_path: Path) -> None:
-    """In percent of a picture of 100 x 50; names and types are those of the interface that comes with the tasks."""
+    """In percent of a image of 100 x 50; names and types are those of the interface that comes with the tasks."""
     output = written(tmp_path, "label-studio")
     tasks = json.loads((output / "tasks.json").read_text(encoding="utf-8"))
     view = ElementTree.parse(output / "label_config.xml").getroot()
@@ -123,15 +118,15 @@ def test_label_studio(tmp_path: Path) -> None:
     assert result["value"] == expected
 
 
-def test_label_studio_where_pictures_are_no_files(tmp_path: Path) -> None:
+def test_label_studio_where_images_are_no_files(tmp_path: Path) -> None:
     """They are to be put into a folder "images"."""
-    settings = replace(settings_of(FileSource(tmp_path, ["b.png"]), tmp_path, "label-studio"), root=None)
-    FORMATS["label-studio"].write(tmp_path, settings, PICTURES[1:2])
+    run = replace(run_of(FileSource(tmp_path, ["b.png"]), tmp_path, "label-studio"), root=None)
+    FORMATS["label-studio"].write(tmp_path, run, IMAGES[1:2])
     (task,) = json.loads((tmp_path / "tasks.json").read_text(encoding="utf-8"))
     assert task["data"] == {"image": "/data/local-files/?d=images/b.png"}
 
 
-def test_yolo_has_its_pictures(tmp_path: Path) -> None:
+def test_yolo_has_its_images(tmp_path: Path) -> None:
     """The list names those that were labelled, through a link; a second time nothing changes."""
     for _ in range(2):
         output = written(tmp_path, "yolo")
@@ -144,26 +139,18 @@ def test_yolo_has_its_pictures(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pictures", "output"),
+    ("images", "output"),
     [("in", "in/out"), ("in", "in"), ("set/images", "set"), ("in", "full"), (None, "out")],
 )
-def test_yolo_without_a_link(pictures: str | None, output: str, tmp_path: Path) -> None:
-    """Around in a circle, where "images" is there already, and where pictures are no files."""
+def test_yolo_without_a_link(images: str | None, output: str, tmp_path: Path) -> None:
+    """Around in a circle, where "images" is there already, and where images are no files."""
     place = tmp_path / output
-    for folder in (place, tmp_path / "full" / "images", tmp_path / (pictures or "in")):
+    for folder in (place, tmp_path / "full" / "images", tmp_path / (images or "in")):
         folder.mkdir(parents=True, exist_ok=True)
-    settings = settings_of(FileSource(tmp_path / (pictures or "in"), ["b.png"]), place, "yolo", labels=LABELS)
-    FORMATS["yolo"].write(place, settings if pictures else replace(settings, root=None), PICTURES[1:2])
+    run = run_of(FileSource(tmp_path / (images or "in"), ["b.png"]), place, "yolo", labels=LABELS)
+    FORMATS["yolo"].write(place, run if images else replace(run, root=None), IMAGES[1:2])
     assert (place / "labels" / "b.txt").is_file() and (place / "images.txt").read_text() == "./images/b.png\n"
     assert not (place / "images").is_symlink()
-
-
-def test_no_link_where_none_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: object, **options: object) -> None:
-        raise PermissionError("a privilege is needed")
-
-    monkeypatch.setattr(os, "symlink", refuse)
-    assert not (written(tmp_path, "yolo") / "images").exists()
 
 
 def test_folders_are_kept(tmp_path: Path) -> None:
@@ -172,19 +159,3 @@ def test_folders_are_kept(tmp_path: Path) -> None:
         expected = names.get(format)
         found = place.place("one/x.png") if place.place else None
         assert found == (None if expected is None else PurePosixPath(expected))
-
-
-def test_lines_of_journals() -> None:
-    strange = LabelledPicture(7, "\udce9\n.png", problem="bad")
-    for picture in [*PICTURES, strange]:
-        line = to_line(picture)
-        assert line.count(b"\n") == 1
-        assert from_line(line) == picture
-    for line in (b"{}\n", b"[]\n", b"\n", to_line(PICTURES[0])[:-9]):
-        with pytest.raises(ValueError):
-            from_line(line)
-
-
-def test_boxes_below_a_pixel_are_dropped() -> None:
-    boxes = [[1.0, 1.0, 1.99, 9.0], [1.0, 2.0, 3.006, 4.0]]
-    assert rounded_boxes(boxes, [0, 1], [0.9, 0.12346]) == ([[1.0, 2.0, 3.01, 4.0]], [1], [0.1235])
