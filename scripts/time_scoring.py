@@ -3,7 +3,7 @@
 python scripts/time_scoring.py coco --images 5000
 python scripts/time_scoring.py lvis --images 20000
 
-A picture of COCO has 7 things of 80 labels and 300 boxes, one of LVIS 12 of 1203 and 9,300; half of the boxes lie about
+An image of COCO has 7 things of 80 labels and 300 boxes, one of LVIS 12 of 1203 and 9,300; half of the boxes lie about
 the things. Answers are made one at a time, as a run reads them from disk; the time that this takes is left out.
 """
 
@@ -41,8 +41,8 @@ def boxes_anywhere(count: int, rng: np.random.Generator) -> NDArray[np.float32]:
     return np.concatenate([low, low + rng.uniform(5, 130, (count, 2))], 1).astype(np.float32)
 
 
-def pictures(size: Size) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """A prediction and a reference for each picture."""
+def items(size: Size) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """A prediction and a reference for each image."""
     rng = np.random.default_rng(0)
     for number in range(size.images):
         truth, labels = boxes_anywhere(size.truths, rng), rng.integers(0, size.labels, size.truths)
@@ -71,7 +71,7 @@ def main() -> None:
     classes = [{"id": label, "name": str(label), "frequency": "rcf"[label % 3]} for label in range(size.labels)]
     metric: Any = LvisDetection(classes) if arguments.benchmark == "lvis" else CocoDetection(range(size.labels))
     seconds = computed = 0.0
-    for prediction, reference in pictures(size):
+    for prediction, reference in items(size):
         started, began = time.perf_counter(), time.process_time()
         metric.add(prediction=prediction, reference=reference)
         seconds, computed = seconds + time.perf_counter() - started, computed + time.process_time() - began

@@ -16,8 +16,9 @@ from .matching import xywh
 
 LIMITS, MMDET_LIMITS = (1, 10, 100), (100, 300, 1000)
 _IOU_50, _IOU_75 = 0, 5
-# The library keeps a list for each image and label: COCO and D3's size are measured at once, Objects365 in parts.
-_IMAGES_TIMES_LABELS = 5_000_000
+# The library takes a dict for each box, and keeps a list for each image and label: what does not fit in some hundred
+# megabytes is measured some labels at a time, which depend on nothing of the others.
+_MOST_BOXES, _MOST_LISTS = 250_000, 1_000_000
 
 # Bansal et al., "Zero-Shot Object Detection", 2018: of COCO's 80 categories 48 and 17; the other 15 are left out.
 BASE_NAMES = (
@@ -140,7 +141,8 @@ def average_precision(truths: Boxes, found: Boxes, labels: Sequence[int], limits
         limits: how many detections of a label count in an image, rising.
     """
     images = len(np.union1d(truths.columns["image_id"], found.columns["image_id"]))
-    at_once = max(1, _IMAGES_TIMES_LABELS // max(1, images))
+    parts = max(len(found.boxes) / _MOST_BOXES, images * len(labels) / _MOST_LISTS, 1)
+    at_once = max(1, int(len(labels) / parts))
     groups = [labels[start : start + at_once] for start in range(0, len(labels), at_once)] or [labels]
     return joined([_average_precision(truths.of(group), found.of(group), group, limits) for group in groups])
 

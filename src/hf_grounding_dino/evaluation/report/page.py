@@ -68,7 +68,8 @@ def render_page(report: EvaluationReport, versions: Mapping[str, str | None]) ->
         ],
         errors=[(kind, ERROR_WORDS[kind], n, n / total) for kind, n in analysis.errors.items()] if total else [],
         pairs=confused_pairs(analysis.called, report.labels),
-        left_out=left_out_rows(analysis.called, report.labels),
+        missed=most_missed(analysis.called, report.labels),
+        invented=most_invented(analysis.called, report.labels),
         matrix=confusion_matrix(analysis.called, report.labels),
         galleries=list(_galleries(analysis, bool(report.labels))),
         protocol=list(_protocol_rows(facts.protocol)),
@@ -217,24 +218,6 @@ class PairRow(NamedTuple):
     share: float
 
 
-class LeftOut(NamedTuple):
-    """Labels that are missed, and labels found on background: name, count, and share of the missed."""
-
-    missed: list[tuple[str, int, float]]
-    invented: list[tuple[str, int]]
-
-
-class Matrix(NamedTuple):
-    """Confusion of labels: a row for what is there, a column for what it is called.
-
-    columns: names, "not found" at last.
-    rows: name and (count, share of the row) for each column; "background" at last.
-    """
-
-    columns: list[str]
-    rows: list[tuple[str, list[tuple[int, float]]]]
-
-
 def headline_rows(numbers: Mapping[str, float], published: Sequence[Published]) -> list[HeadlineRow]:
     """All of our numbers in their order, each with what others published of it, then what only others have."""
     rows = []
@@ -255,28 +238,34 @@ def confused_pairs(called: Called, labels: Mapping[int, str]) -> list[PairRow]:
     ]
 
 
-def left_out_rows(called: Called, labels: Mapping[int, str]) -> LeftOut:
-    """The labels that are missed most often, and those that are found on background most often."""
+def most_missed(called: Called, labels: Mapping[int, str]) -> list[tuple[str, int, float]]:
+    """The labels that are missed most often: name, count, and the share of all that is there."""
     totals = _totals(called)
     missed = Counter({truth: n for (truth, said), n in called.items() if said is None and truth is not None})
+    return [(_name(labels, label), n, n / totals[label]) for label, n in missed.most_common(_MOST_LEFT_OUT)]
+
+
+def most_invented(called: Called, labels: Mapping[int, str]) -> list[tuple[str, int]]:
+    """The labels that are found on background most often."""
     invented = Counter({said: n for (truth, said), n in called.items() if truth is None and said is not None})
-    return LeftOut(
-        [(_name(labels, label), n, n / totals[label]) for label, n in missed.most_common(_MOST_LEFT_OUT)],
-        [(_name(labels, label), n) for label, n in invented.most_common(_MOST_LEFT_OUT)],
-    )
+    return [(_name(labels, label), n) for label, n in invented.most_common(_MOST_LEFT_OUT)]
 
 
-def confusion_matrix(called: Called, labels: Mapping[int, str]) -> Matrix | None:
-    """The whole table; None for more than `MOST_IN_MATRIX` labels, or where nothing is called anything."""
+def confusion_matrix(called: Called, labels: Mapping[int, str]) -> list[tuple[str, list[tuple[int, float]]]]:
+    """A row for each label that is there, "background" at last: its name, and (count, share) for what it is called.
+
+    Columns are the labels in the same order, "not found" at last. Empty for more than `MOST_IN_MATRIX` labels, or where
+    nothing is called anything.
+    """
     if len(labels) > MOST_IN_MATRIX or not called:
-        return None
+        return []
     ends: list[int | None] = [*labels, None]
     rows = []
     for truth in ends:
         counts = [called.get((truth, said), 0) for said in ends]
         cells = [(count, count / max(1, sum(counts))) for count in counts]
         rows.append(("background" if truth is None else _name(labels, truth), cells))
-    return Matrix([*labels.values(), "not found"], rows)
+    return rows
 
 
 def _totals(called: Called) -> Counter[int | None]:
