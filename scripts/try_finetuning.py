@@ -68,7 +68,7 @@ def try_finetuning(folder: Path, options: list[str]) -> int:
     )
     sets = {
         "model": "nano", "output_dir": folder / "run", "train.0.annotations": train, "eval.0.annotations": test,
-        "keep": f"[{{format: shapes, annotations: '{OLD}'}}]",
+        "retain": f"[{{format: shapes, annotations: '{OLD}'}}]",
     }  # fmt: skip
     given = [word for name, value in sets.items() for word in ("--set", f"{name}={value}")]
     return main(["train", "finetune_small", *given, *options])

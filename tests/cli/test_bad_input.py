@@ -26,7 +26,7 @@ from hf_grounding_dino import GroundingDinoConfig, GroundingDinoForObjectDetecti
 from hf_grounding_dino.assets import NANO
 from hf_grounding_dino.cli import PROGRAM
 from hf_grounding_dino.cli.main import COMMANDS, main
-from training.published_run import write_run
+from publishing.published_run import write_run
 from training.runs import write_model, write_recipe
 
 RECIPE = ["train", "recipe/recipe.yaml", "--set"]

@@ -12,8 +12,8 @@ from PIL import Image
 from hf_grounding_dino.cli import PROGRAM
 from hf_grounding_dino.cli.main import main
 from hf_grounding_dino.publishing import publish as publishing
-from training.hub_on_loopback import OWNER, TOKEN, hub_on_loopback
-from training.published_run import write_run
+from publishing.hub_on_loopback import OWNER, TOKEN, hub_on_loopback
+from publishing.published_run import write_run
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_the_last_model_and_the_label_table_on_request(run: Path, tmp_path: Path
 
 
 def test_the_sheet_of_the_end_is_shown_rather_than_an_earlier_one(tmp_path: Path) -> None:
-    """`pictures/` holds a blue sheet as its newest, the run ended with a green one."""
+    """`examples/` holds a blue sheet as its newest, the run ended with a green one."""
     run = write_run(tmp_path / "run")
     Image.new("RGB", (30, 20), (0, 255, 0)).save(run / "examples.png")
     assert main(["publish", str(run), "--to", str(tmp_path / "out")]) == 0

@@ -12,10 +12,17 @@ import torch
 from huggingface_hub import ModelCard
 
 from hf_grounding_dino.data.records import Record, SourceEntry
-from hf_grounding_dino.publishing.card import CardFacts, SetFacts, facts_of_run, write_card
-from hf_grounding_dino.publishing.facts import Score, set_facts, write_data_facts
+from hf_grounding_dino.publishing.card import write_card
+from hf_grounding_dino.publishing.facts import (
+    CardFacts,
+    DatasetFacts,
+    Score,
+    dataset_facts,
+    facts_of_run,
+    write_datasets,
+)
 from listed_records import ListedRecords
-from training.published_run import write_run
+from publishing.published_run import write_run
 
 BARE = CardFacts(name="thing", model_type="grounding-dino")
 SCORE = Score("val", "AP", 0.5, None)
@@ -51,7 +58,7 @@ def test_secrets_and_folders_are_nobodys_business(run: Path) -> None:
 
 
 def test_the_metadata_is_what_the_hub_reads(run: Path) -> None:
-    facts = facts_of_run(run, repo_id="someone/new-shape", licence="apache-2.0", tags=["shapes"])
+    facts = facts_of_run(run, repo_id="someone/new-shape", license="apache-2.0", tags=["shapes"])
     data = ModelCard(write_card(facts)).data
     assert data.library_name == "transformers"
     assert data.pipeline_tag == "zero-shot-object-detection"
@@ -68,8 +75,8 @@ def test_the_metadata_is_what_the_hub_reads(run: Path) -> None:
 
 def test_only_what_is_on_the_hub_is_linked_there() -> None:
     """A base model and a data set by their ids; a folder and a file have no id."""
-    on_hub = SetFacts(name="cars", format="datasets", hub_id="someone/cars")
-    facts = replace(BARE, base_model="IDEA-Research/grounding-dino-tiny", sets=(on_hub, SetFacts(name="local")))
+    on_hub = DatasetFacts(name="cars", format="datasets", hub_id="someone/cars")
+    facts = replace(BARE, base_model="IDEA-Research/grounding-dino-tiny", datasets=(on_hub, DatasetFacts(name="local")))
     data = ModelCard(write_card(facts)).data
     assert data.base_model == "IDEA-Research/grounding-dino-tiny"
     assert data.base_model_relation == "finetune"
@@ -79,16 +86,16 @@ def test_only_what_is_on_the_hub_is_linked_there() -> None:
 
 
 def test_what_is_not_known_has_no_section() -> None:
-    assert list(sections(write_card(BARE))) == ["How to use it", "Limits", "Licence"]
+    assert list(sections(write_card(BARE))) == ["How to use it", "Limits", "License"]
     assert "not tested in its run" in sections(write_card(BARE))["Limits"]
-    assert "None was named" in sections(write_card(BARE))["Licence"]
-    assert "None" not in write_card(replace(BARE, licence="mit"))
+    assert "None was named" in sections(write_card(BARE))["License"]
+    assert "None" not in write_card(replace(BARE, license="mit"))
 
 
 def test_a_whole_run_has_every_section_with_something_in_it(run: Path) -> None:
-    facts = replace(facts_of_run(run, licence="apache-2.0"), curves=True, examples=True)
+    facts = replace(facts_of_run(run, license="apache-2.0"), curves=True, examples=True)
     found = sections(write_card(facts))
-    titles = ["How to use it", "Data", "Recipe", "Results", "Curves", "Examples", "Limits", "Licence"]
+    titles = ["How to use it", "Data", "Recipe", "Results", "Curves", "Examples", "Limits", "License"]
     assert list(found) == titles
     assert all(text.strip() for text in found.values())
     assert "(curves.png)" in found["Curves"] and "(examples.png)" in found["Examples"]
@@ -102,7 +109,7 @@ def test_the_results_say_what_was_lost(run: Path) -> None:
     assert "| AP, IoU 0.50:0.95 | 0.800 | 0.790 | -0.010 |" in results
     assert "On old shapes, training lost 0.010 AP." in results
     assert "On new shape" not in results
-    kept = replace(BARE, scores=(Score("old", "AP", 0.5, 0.5),), sets=(SetFacts(name="old", role="keep"),))
+    kept = replace(BARE, scores=(Score("old", "AP", 0.5, 0.5),), datasets=(DatasetFacts(name="old", role="retain"),))
     assert "On old, training lost no AP." in write_card(kept)
 
 
@@ -113,11 +120,11 @@ def test_scores_that_have_nothing_before_them_have_no_such_column() -> None:
 
 def test_limits_are_the_facts() -> None:
     """Trained with cat and dog. Tested with Dog alone: nothing new; with dog and eel: one of two new."""
-    train = SetFacts(name="pets", labels=("cat", "dog"))
+    train = DatasetFacts(name="pets", labels=("cat", "dog"))
     facts = replace(BARE, base_name="base", scores=(SCORE,))
-    same = replace(facts, sets=(train, SetFacts(name="val", role="eval", labels=("Dog",))))
-    other = replace(facts, sets=(train, SetFacts(name="val", role="eval", labels=("dog", "eel"))))
-    unknown = replace(facts, sets=(train, SetFacts(name="val", role="eval")))
+    same = replace(facts, datasets=(train, DatasetFacts(name="val", role="eval", labels=("Dog",))))
+    other = replace(facts, datasets=(train, DatasetFacts(name="val", role="eval", labels=("dog", "eel"))))
+    unknown = replace(facts, datasets=(train, DatasetFacts(name="val", role="eval")))
     assert "with no other words" in write_card(same)
     assert "not trained with: 1 of 2." in write_card(other)
     assert "trained with" not in sections(write_card(unknown))["Limits"]
@@ -130,15 +137,15 @@ def test_limits_are_the_facts() -> None:
 def test_thousands_of_labels_are_cut() -> None:
     """1,203 labels: 40 are named, 1,163 counted."""
     labels = tuple(f"thing {i}" for i in range(1203))
-    card = write_card(replace(BARE, sets=(SetFacts(name="many", labels=labels),)))
+    card = write_card(replace(BARE, datasets=(DatasetFacts(name="many", labels=labels),)))
     assert "thing 39, and 1,163 more." in card
     assert "thing 40" not in card
 
 
 def test_odd_names_break_no_table_and_no_code() -> None:
     """A bar and a line break in a name, a quotation mark in a label."""
-    odd = SetFacts(name="a|b\nc", pictures=1, labels=('19" rack', "back\\slash"))
-    card = write_card(replace(BARE, sets=(odd,), scores=(Score("a|b\nc", "AP", 0.5, None),)))
+    odd = DatasetFacts(name="a|b\nc", images=1, labels=('19" rack', "back\\slash"))
+    card = write_card(replace(BARE, datasets=(odd,), scores=(Score("a|b\nc", "AP", 0.5, None),)))
     assert "| a\\|b c | training | 1 | 2 |" in card
     assert ModelCard(card).data.eval_results[0].dataset_name == "a|b\nc"
     for code in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
@@ -153,21 +160,21 @@ def test_a_data_set_is_counted_without_its_pictures(tmp_path: Path) -> None:
         for i, n in enumerate((2, 0, 3))
     ]
     entry = SourceEntry(format="coco", annotations="x.json")
-    facts = set_facts(ListedRecords("pets", records, ("cat", "dog")), "eval", entry)
-    assert facts == SetFacts(name="pets", role="eval", format="coco", pictures=3, boxes=5, labels=("cat", "dog"))
-    write_data_facts(tmp_path, [facts])
+    facts = dataset_facts(ListedRecords("pets", records, ("cat", "dog")), "eval", entry)
+    assert facts == DatasetFacts(name="pets", role="eval", format="coco", images=3, boxes=5, labels=("cat", "dog"))
+    write_datasets(tmp_path, [facts])
     (tmp_path / "best").mkdir()
     (tmp_path / "best" / "config.json").write_text('{"model_type": "grounding-dino"}')
-    assert facts_of_run(tmp_path).sets == (facts,)
+    assert facts_of_run(tmp_path).datasets == (facts,)
 
 
 def test_scores_of_few_pictures_and_of_known_ones_are_told() -> None:
-    val = SetFacts(name="val", role="eval", pictures=5000, measured=500, trained_on=True)
-    limits = sections(write_card(replace(BARE, sets=(val,), scores=(SCORE,))))["Limits"]
-    assert "Of val, the first 500 of 5,000 pictures were measured." in limits
+    val = DatasetFacts(name="val", role="eval", images=5000, measured=500, trained_on=True)
+    limits = sections(write_card(replace(BARE, datasets=(val,), scores=(SCORE,))))["Limits"]
+    assert "Of val, the first 500 of 5,000 images were measured." in limits
     assert "It was trained on val too" in limits
     plain = replace(val, measured=None, trained_on=False)
-    limits = sections(write_card(replace(BARE, sets=(plain,), scores=(SCORE,))))["Limits"]
+    limits = sections(write_card(replace(BARE, datasets=(plain,), scores=(SCORE,))))["Limits"]
     assert "were measured" not in limits and "trained on val" not in limits
 
 
@@ -178,8 +185,11 @@ def test_html_of_others_is_text() -> None:
         name=evil,
         model_type=evil,
         base_name=evil,
-        licence=evil,
-        sets=(SetFacts(name=evil, labels=(evil, "cat")), SetFacts(name=evil, role="keep", labels=(evil,))),
+        license=evil,
+        datasets=(
+            DatasetFacts(name=evil, labels=(evil, "cat")),
+            DatasetFacts(name=evil, role="retain", labels=(evil,)),
+        ),
         scores=(Score(evil, "AP", 0.5, 0.6), Score(evil, evil, 0.5, None)),
         chosen_by=evil,
         chosen_of=2,

@@ -25,9 +25,9 @@ from hf_grounding_dino import GroundingDinoForObjectDetection, GroundingDinoPipe
 from hf_grounding_dino.assets import DEMO_IMAGE, DEMO_LABELS
 from hf_grounding_dino.publishing import publish as publishing
 from hf_grounding_dino.publishing.publish import PublishError, publish
+from publishing.hub_on_loopback import OWNER, TOKEN, hub_on_loopback
+from publishing.published_run import write_run
 from tiny import sound_stock
-from training.hub_on_loopback import OWNER, TOKEN, hub_on_loopback
-from training.published_run import write_run
 
 FILES = {
     "README.md", "config.json", "curves.png", "examples.png", "metrics.jsonl", "model.safetensors",
@@ -57,11 +57,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def folder(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("published") / "my-model"
-    assert publish(run, to=folder, licence="apache-2.0") == str(folder)
+    assert publish(run, to=folder, license="apache-2.0") == str(folder)
     return folder
-
-
-# --- the folder --------------------------------------------------------------------------------------------------
 
 
 def test_the_folder_holds_all_of_it_and_no_more(run: Path, folder: Path, tmp_path: Path) -> None:
@@ -76,7 +73,7 @@ def test_the_folder_holds_all_of_it_and_no_more(run: Path, folder: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "name", ["best/notes.json", "best/model.safetensors", "metrics.jsonl", "pictures/z.png", "best"]
+    "name", ["best/notes.json", "best/model.safetensors", "metrics.jsonl", "examples/z.png", "best"]
 )
 def test_nothing_is_copied_that_a_link_leads_to_outside(name: str, tmp_path: Path) -> None:
     """Such as a key of this user; the line names the link, and nothing is written. Links inside of the run serve."""
@@ -93,7 +90,7 @@ def test_nothing_is_copied_that_a_link_leads_to_outside(name: str, tmp_path: Pat
     place.unlink()
     elsewhere.rename(run / "kept")
     place.symlink_to(run / "kept")
-    if name != "pictures/z.png":
+    if name != "examples/z.png":
         assert publish(run, to=tmp_path / "published")
 
 
@@ -162,7 +159,7 @@ def test_an_earlier_publication_is_replaced_and_nothing_else_is(run: Path, folde
     """A folder with a stranger's file is refused before anything is written into it."""
     before = (folder / "README.md").read_bytes()
     (folder / "README.md").write_text("old")
-    publish(run, to=folder, licence="apache-2.0")
+    publish(run, to=folder, license="apache-2.0")
     assert (folder / "README.md").read_bytes() == before
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(PublishError, match=r"thesis\.tex"):
@@ -198,9 +195,6 @@ def test_what_is_missing_is_named_in_one_line(run: Path, tmp_path: Path) -> None
     with pytest.raises(PublishError, match="a folder, a repo or both"):
         publish(run)
     assert not out.exists()
-
-
-# --- the Hub -----------------------------------------------------------------------------------------------------
 
 
 def push(endpoint: str, *cases: dict[str, Any]) -> list[str]:

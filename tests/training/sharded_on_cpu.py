@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
 from hf_grounding_dino.cli.main import main
-from hf_grounding_dino.training import loop
+from hf_grounding_dino.training.train_state import TrainState
 
 _init = AcceleratorState.__init__
 
@@ -30,7 +30,7 @@ def _with_fsdp(self: Any, *arguments: Any, fsdp_plugin: Any = None, **options: A
         self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
 
-_accumulate, _update, _steps = loop.accumulate, loop.update, []
+_accumulate, _update, _steps = TrainState.accumulate, TrainState.update, []
 
 
 def _broken(*arguments: Any) -> Any:
@@ -49,6 +49,6 @@ def _disturbed(*arguments: Any) -> Any:
     return _update(*arguments)
 
 
-loop.accumulate, loop.update = _broken, _disturbed
+TrainState.accumulate, TrainState.update = _broken, _disturbed  # type: ignore[method-assign]
 AcceleratorState.__init__ = _with_fsdp  # type: ignore[method-assign]
 sys.exit(main(["train", *sys.argv[1:]]))

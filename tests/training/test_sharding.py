@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,17 +16,17 @@ from torch import nn
 
 from hf_grounding_dino.cli import PROGRAM
 from hf_grounding_dino.training import sharding
-from hf_grounding_dino.training.conduct import run_recipe
-from hf_grounding_dino.training.options import OptionError
+from hf_grounding_dino.training.checkpoint import RunFolder, StateError
 from hf_grounding_dino.training.recipe import read_recipe
-from hf_grounding_dino.training.sharding import shard_by_layers
-from hf_grounding_dino.training.states import RunFolder, StateError
+from hf_grounding_dino.training.recipes import OptionError
+from hf_grounding_dino.training.sharding import LAYERS, shard_by_layers
+from hf_grounding_dino.training.trainer import train
+from tiny import tiny_model
 
-from .runs import logged, weights, write_recipe
+from .runs import TORCHRUN, assert_close_runs, assert_same_weights, logged, weights, write_recipe
 
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-LAUNCHED = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-
+LAUNCHED = (*TORCHRUN, "--standalone", "--nproc_per_node", "2")
 
 with_shards = pytest.mark.skipif(
     compare_versions("accelerate", "<", sharding.FIRST_ACCELERATE), reason="accelerate is too old for FSDP"
@@ -44,28 +43,19 @@ def train_sharded(recipe: Path, *arguments: str, **variables: str) -> subprocess
     """Train on two processes."""
     script = Path(__file__).with_name("sharded_on_cpu.py")
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | FSDP2 | variables
-    command = [sys.executable, *LAUNCHED, str(script), str(recipe), *arguments]
+    command = [*LAUNCHED, str(script), str(recipe), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
 
 
-def assert_same_run(one: Path, other: Path, rtol: float = 2e-3, atol: float = 1e-3) -> None:
-    for name in ("loss", "grad_norm", "loss_ce", "loss_giou_dn"):
-        first, second = (torch.tensor(logged(run, name)) for run in (one, other))
-        torch.testing.assert_close(first[:1], second[:1], rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(first, second, rtol=rtol, atol=atol)
-
-
-@pytest.mark.parametrize(
-    "changes", [{}, {"average_decay": None, "pictures_at_once": 1, "gradient_checkpointing": True}]
-)
+@pytest.mark.parametrize("changes", [{}, {"ema_decay": None, "micro_batch_size": 1, "gradient_checkpointing": True}])
 @with_shards
 def test_sharded_processes_equal_one(tmp_path: Path, changes: dict[str, object]) -> None:
     """Law 12 over FSDP2: losses, norms of gradients, and what is saved, of the same names and shapes."""
     recipe = write_recipe(tmp_path, **changes)
-    run_recipe(read_recipe(str(recipe), [f"output_dir={tmp_path}/one"]))
+    train(read_recipe(str(recipe), [f"output_dir={tmp_path}/one"]))
     done = train_sharded(recipe)
     assert done.returncode == 0, done.stderr
-    assert_same_run(tmp_path / "one", tmp_path / "run")
+    assert_close_runs(tmp_path / "one", tmp_path / "run")
     one, sharded = weights(tmp_path / "one"), weights(tmp_path / "run")
     assert {name: tensor.shape for name, tensor in sharded.items()} == {k: v.shape for k, v in one.items()}
     for name, tensor in one.items():
@@ -74,15 +64,15 @@ def test_sharded_processes_equal_one(tmp_path: Path, changes: dict[str, object])
 
 @with_shards
 def test_processes_with_other_numbers_of_sizes(tmp_path: Path) -> None:
-    """One picture of eight has a size of its own: the backbone runs twice in one process and once in the other."""
+    """One image of eight has a size of its own: the backbone runs twice in one process and once in the other."""
     changes = {"augmentation": None, "batch_size": 8, "max_steps": 1}
     recipe = write_recipe(tmp_path, **changes)
     for number, file in enumerate(sorted((tmp_path / "data" / "images").iterdir())):
         Image.open(file).convert("RGB").resize((64, 80 if number == 0 else 64)).save(file)
-    run_recipe(read_recipe(str(recipe), [f"output_dir={tmp_path}/one"]))
+    train(read_recipe(str(recipe), [f"output_dir={tmp_path}/one"]))
     done = train_sharded(recipe)
     assert done.returncode == 0, done.stderr
-    assert_same_run(tmp_path / "one", tmp_path / "run")
+    assert_close_runs(tmp_path / "one", tmp_path / "run")
 
 
 @with_shards
@@ -95,8 +85,7 @@ def test_sharded_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     resumed = train_sharded(recipe, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert logged(tmp_path / "run") == logged(tmp_path / "whole")
-    whole, run = weights(tmp_path / "whole"), weights(tmp_path / "run")
-    assert [name for name in whole if not torch.equal(whole[name], run[name])] == []
+    assert_same_weights(weights(tmp_path / "run"), weights(tmp_path / "whole"))
 
 
 @pytest.mark.gpu
@@ -106,10 +95,14 @@ def test_a_sharded_process_on_a_gpu_equals_a_whole_one(tmp_path: Path, precision
     recipe = write_recipe(tmp_path, precision=precision)
     for folder, variables in (("one", {}), ("run", FSDP2)):
         options = ["--set", f"output_dir={tmp_path / folder}"]
-        command = [sys.executable, *LAUNCHED[:-1], "1", "-m", "hf_grounding_dino", "train", str(recipe), *options]
+        command = [*LAUNCHED[:-1], "1", "-m", "hf_grounding_dino", "train", str(recipe), *options]
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | variables)
         assert done.returncode == 0, done.stderr
-    assert_same_run(tmp_path / "one", tmp_path / "run", rtol=5e-2, atol=1e-2)
+    assert_close_runs(tmp_path / "one", tmp_path / "run", rtol=5e-2, atol=1e-2)
+
+
+def test_the_layers_to_shard_are_there() -> None:
+    assert {type(module).__name__ for module in tiny_model().modules()} >= set(LAYERS)
 
 
 def complaints(done: subprocess.CompletedProcess[str]) -> list[str]:
@@ -130,7 +123,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     state = RunFolder(tmp_path / "run").newest_state()
     assert state is not None and state.name.endswith("step-000002")
     with pytest.raises(StateError, match="of sharded weights, this run's are whole: go on with it as it was launched"):
-        run_recipe(read_recipe(str(recipe)), resume=True)
+        train(read_recipe(str(recipe)), resume=True)
 
 
 @pytest.mark.parametrize(
@@ -162,4 +155,4 @@ def test_sharding_is_not_left_out_silently(tmp_path: Path, monkeypatch: pytest.M
     for name, value in FSDP2.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(OptionError, match="FSDP needs GPUs, and a launcher such as `accelerate launch`"):
-        run_recipe(read_recipe(str(write_recipe(tmp_path))))
+        train(read_recipe(str(write_recipe(tmp_path))))

@@ -18,12 +18,12 @@ from hf_grounding_dino.assets import DEMO_IMAGE, NANO
 from hf_grounding_dino.cli.detect import load_detector
 from hf_grounding_dino.cli.main import main
 from hf_grounding_dino.models.grounding_dino.conversion import load_tokenizer
-from hf_grounding_dino.training.start import load_start
+from hf_grounding_dino.training.train_state import load_model
 from hf_grounding_dino.utils.hub import offline_fallback
 
 DOORS: dict[str, Callable[[str], Any]] = {
     "detect": lambda name: load_detector(name, "cpu"),
-    "train": load_start,
+    "train": load_model,
     "convert": load_tokenizer,
 }
 

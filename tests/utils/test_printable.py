@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from hf_grounding_dino.cli.main import main
-from hf_grounding_dino.training.progress import Progress
+from hf_grounding_dino.training.logging import MetricLogger
 from hf_grounding_dino.utils.printable import printable, printable_lines, warn_once
 from training.runs import write_model
 
@@ -97,9 +97,9 @@ def test_no_line_steers_the_terminal(case: str, here: Path, capsys: pytest.Captu
 def test_nor_do_the_lines_of_a_run_and_of_logs(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    progress = Progress.__new__(Progress)
-    progress.enabled = True
-    progress.say(f"step 1, {EVIL}/AP 0.5\n")
+    logger = MetricLogger.__new__(MetricLogger)
+    logger.enabled = True
+    logger.say(f"step 1, {EVIL}/AP 0.5\n")
     with caplog.at_level(logging.WARNING):
         warn_once(logging.getLogger(__name__), f"x/{EVIL}: cannot be reached")
     assert not STEERING.search(capsys.readouterr().out + caplog.text)

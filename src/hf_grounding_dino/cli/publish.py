@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--which", choices=("best", "last"), default="best", help="model of the run (%(default)s)")
     parser.add_argument("--private", action="store_true", help="of a repo that is created: for its owner's eyes only")
     parser.add_argument(
-        "--license", "--licence", dest="licence", metavar="ID", help="as the Hub calls it, such as apache-2.0"
+        "--license", "--licence", dest="license", metavar="ID", help="as the Hub calls it, such as apache-2.0"
     )
     parser.add_argument(
         "--tag", action="append", default=[], metavar="TAG", help="for the Hub; may be given repeatedly"
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
             to=arguments.to,
             private=arguments.private,
             commit_message=arguments.message,
-            licence=arguments.licence,
+            license=arguments.license,
             tags=arguments.tag,
             with_denoising=arguments.with_denoising,
             with_remote_code=arguments.with_remote_code,

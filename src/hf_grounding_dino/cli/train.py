@@ -15,7 +15,7 @@ from .pictures import check_folder
 from .problems import user_errors
 
 if TYPE_CHECKING:
-    from hf_grounding_dino.training.conduct import Report
+    from hf_grounding_dino.training.trainer import Report
 
 INTERRUPTED = 130
 _WORKER_DIED = re.compile(r"^DataLoader worker .*(exited unexpectedly|killed by signal)", re.DOTALL)
@@ -77,8 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
     from accelerate import PartialState
 
-    from hf_grounding_dino.training.conduct import run_recipe
-    from hf_grounding_dino.training.states import StateError
+    from hf_grounding_dino.training.checkpoint import StateError
+    from hf_grounding_dino.training.trainer import train
 
     check_folder(Path(recipe.output_dir))
     logging.getLogger("accelerate").setLevel(logging.ERROR)
@@ -86,9 +86,9 @@ def run(arguments: argparse.Namespace) -> int:
     with quiet_libraries(), user_errors(*mistakes, place=recipe.output_dir):
         decide_kernel("cuda" if torch.cuda.is_available() else "cpu")
         try:
-            report = run_recipe(recipe, resume=arguments.resume)
+            report = train(recipe, resume=arguments.resume)
         except (MemoryError, RuntimeError) as error:
-            if (lack := _lack(error, recipe.pictures_at_once or recipe.batch_size)) is None:
+            if (lack := _lack(error, recipe.micro_batch_size or recipe.batch_size)) is None:
                 raise
             raise UserError(f"{lack}; --resume goes on from the last state, if there is one") from error
     if PartialState().is_main_process:
@@ -96,13 +96,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if report.steps == report.max_steps else INTERRUPTED
 
 
-def _lack(error: Exception, pictures_at_once: int) -> str | None:
+def _lack(error: Exception, micro_batch_size: int) -> str | None:
     """What the computer has too little of for a run; None where the error is another."""
     if _WORKER_DIED.search(str(error)):
         return "a process that reads images was killed, as where memory runs out: choose a smaller num_workers"
     if is_out_of_memory(error):
         return (
-            f"no memory for {pictures_at_once} images at once: choose a smaller pictures_at_once, or"
+            f"no memory for {micro_batch_size} images at once: choose a smaller micro_batch_size, or"
             " gradient_checkpointing=true"
         )
     return None
@@ -123,7 +123,7 @@ def summary(report: Report, output_dir: str) -> str:
     shares = ", ".join(f"{part} {share:.0%}" for part, share in sorted(report.time_shares.items(), key=lambda x: -x[1]))
     lines.append(f"{report.seconds:.0f} s: {shares}")
     if report.skipped:
-        lines.append(f"{len(report.skipped)} pictures could not be read, see report.json")
+        lines.append(f"{len(report.skipped)} images could not be read, see report.json")
     drawn = ", curves.png, examples.png" if report.steps == report.max_steps else ""
     lines.append(f"best/ (step {report.best_step}), last/{drawn} and report.json are in {output_dir}")
     return "".join(f"{line}\n" for line in lines)

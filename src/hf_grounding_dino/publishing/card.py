@@ -12,11 +12,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .facts import CardFacts, Score, SetFacts, facts_of_run
+from .facts import CURVES_FILE, EXAMPLES_FILE, METRICS_FILE, RECIPE_FILE, CardFacts, DatasetFacts, Score
 
-__all__ = ["CURVES_FILE", "EXAMPLES_FILE", "CardFacts", "SetFacts", "facts_of_run", "write_card"]
-
-CURVES_FILE, EXAMPLES_FILE = "curves.png", "examples.png"
 PACKAGE = "hf-grounding-dino"
 TASK = "zero-shot-object-detection"
 
@@ -24,30 +21,35 @@ _TAGS = ("grounding-dino", "hf_grounding_dino", "vision", "object-detection", TA
 _MOST_LABELS = 40
 _SNIPPET_LABELS = 3
 _PLACEHOLDER_LABELS = ("a label", "another label")
-_ROLES = {"train": "training", "eval": "test", "keep": "test of what it knew before"}
+_ROLES = {"train": "training", "eval": "test", "retain": "test of what it knew before"}
 # What says where things are, how many workers read and how often something is written, but nothing of the result.
 _NOT_IN_THE_TABLE = {
-    "model", "output_dir", "train", "eval", "keep", "num_workers", "log_every", "save_every", "evaluate_every",
-    "pictures_every", "keep_checkpoints", "trackers", "gradient_checkpointing", "pictures_at_once",
-    "push_to_hub",
+    "model", "output_dir", "train", "eval", "retain", "num_workers", "log_every", "save_every", "evaluate_every",
+    "draw_every", "keep_checkpoints", "trackers", "gradient_checkpointing", "micro_batch_size", "push_to_hub",
 }  # fmt: skip
 _METRIC_NAMES = {"AP": "AP, IoU 0.50:0.95", "AP50": "AP, IoU 0.50", "AP75": "AP, IoU 0.75"}
 _METRIC_TYPE = "mean_average_precision"
+_CURVES = f"""![Loss, its terms, evaluations and learning rate over the steps]({CURVES_FILE})
+
+The numbers are in [{METRICS_FILE}]({METRICS_FILE})."""
+_EXAMPLES = f"""![What the model found, beside the ground truth]({EXAMPLES_FILE})
+
+Drawn during the run. Left: what it found. Right: the ground truth."""
 
 
 def write_card(facts: CardFacts) -> str:
-    """The model card; a section about which nothing is known is left out, but for limits and licence."""
+    """The model card; a section about which nothing is known is left out, but for limits and license."""
     shown = _shown(facts)
     sections = (
         ("", [f"# {shown.name}", _summary(shown)]),
         ("How to use it", _usage(facts)),
-        ("Data", _data(shown.sets)),
+        ("Data", _data(shown.datasets)),
         ("Recipe", _recipe(shown.recipe)),
         ("Results", _results(shown)),
-        ("Curves", _curves(shown)),
-        ("Examples", _examples(shown)),
+        ("Curves", [_CURVES] if facts.curves else []),
+        ("Examples", [_EXAMPLES] if facts.examples else []),
         ("Limits", _limits(shown)),
-        ("Licence", _licence(shown)),
+        ("License", _license(shown)),
     )
     parts = []
     for title, paragraphs in sections:
@@ -65,10 +67,12 @@ def _shown(facts: CardFacts) -> CardFacts:
         name=_cell(facts.name),
         model_type=_cell(facts.model_type),
         base_name=facts.base_name and _cell(facts.base_name),
-        licence=facts.licence and _cell(facts.licence),
+        license=facts.license and _cell(facts.license),
         chosen_by=_cell(facts.chosen_by),
-        sets=tuple(replace(one, name=_cell(one.name), labels=tuple(map(_cell, one.labels))) for one in facts.sets),
-        scores=tuple(one._replace(data_set=_cell(one.data_set), metric=_cell(one.metric)) for one in facts.scores),
+        datasets=tuple(
+            replace(one, name=_cell(one.name), labels=tuple(map(_cell, one.labels))) for one in facts.datasets
+        ),
+        scores=tuple(one._replace(dataset=_cell(one.dataset), metric=_cell(one.metric)) for one in facts.scores),
     )
 
 
@@ -78,9 +82,9 @@ def _shown(facts: CardFacts) -> CardFacts:
 def _metadata(facts: CardFacts) -> ModelCardData:
     own = (facts.model_type,) if facts.model_type not in _TAGS else ()
     extra: dict[str, Any] = {"base_model_relation": "finetune"} if facts.base_model else {}
-    trained_on = [one.hub_id for one in facts.sets if one.role == "train" and one.hub_id]
+    trained_on = [one.hub_id for one in facts.datasets if one.role == "train" and one.hub_id]
     return ModelCardData(
-        license=facts.licence,
+        license=facts.license,
         library_name="transformers",
         pipeline_tag=TASK,
         base_model=facts.base_model,
@@ -88,17 +92,17 @@ def _metadata(facts: CardFacts) -> ModelCardData:
         metrics=[_METRIC_TYPE] if any(score.metric in _METRIC_NAMES for score in facts.scores) else None,
         tags=[*_TAGS, *own, *facts.tags],
         model_name=facts.name,
-        eval_results=[_eval_result(score, facts.sets) for score in facts.scores] or None,
+        eval_results=[_eval_result(score, facts.datasets) for score in facts.scores] or None,
         **extra,
     )
 
 
-def _eval_result(score: Score, sets: Sequence[SetFacts]) -> EvalResult:
-    hub_id = next((one.hub_id for one in sets if one.name == score.data_set and one.hub_id), None)
+def _eval_result(score: Score, sets: Sequence[DatasetFacts]) -> EvalResult:
+    hub_id = next((one.hub_id for one in sets if one.name == score.dataset and one.hub_id), None)
     return EvalResult(
         task_type=TASK,
-        dataset_type=hub_id or _slug(score.data_set),
-        dataset_name=score.data_set or "test",
+        dataset_type=hub_id or _slug(score.dataset),
+        dataset_name=score.dataset or "test",
         metric_type=_METRIC_TYPE if score.metric in _METRIC_NAMES else _slug(score.metric),
         metric_name=_METRIC_NAMES.get(score.metric, score.metric),
         metric_value=round(score.value, 5),
@@ -118,12 +122,12 @@ def _summary(facts: CardFacts) -> str:
     trained = f", trained{f' from {start}' if start else ''}{f' for {facts.step:,} steps' if facts.step else ''}"
     return (
         f"A detector of the `{facts.model_type}` type{size}{trained if start or facts.step else ''} with {PACKAGE}. "
-        "It is given a picture and words, and finds a box for each thing that the words name."
+        "It is given an image and words, and finds a box for each thing that the words name."
     )
 
 
 def _usage(facts: CardFacts) -> list[str]:
-    names = list(dict.fromkeys(label for one in facts.sets for label in one.labels))[:_SNIPPET_LABELS] or list(
+    names = list(dict.fromkeys(label for one in facts.datasets for label in one.labels))[:_SNIPPET_LABELS] or list(
         _PLACEHOLDER_LABELS
     )
     # JSON's strings are Python's, and on one line, so that none ends the block of code.
@@ -153,14 +157,14 @@ print(found[0]["text_labels"], found[0]["scores"], found[0]["boxes"])
     ]
 
 
-def _data(sets: Sequence[SetFacts]) -> list[str]:
+def _data(sets: Sequence[DatasetFacts]) -> list[str]:
     if not sets:
         return []
     rows = [
-        (one.name, _ROLES.get(one.role, one.role), one.format, one.pictures, one.boxes, len(one.labels) or None)
+        (one.name, _ROLES.get(one.role, one.role), one.format, one.images, one.boxes, len(one.labels) or None)
         for one in sets
     ]
-    table = _table(("set", "use", "format", "pictures", "boxes", "labels"), rows)
+    table = _table(("set", "use", "format", "images", "boxes", "labels"), rows)
     lists: dict[tuple[str, ...], list[str]] = {}
     for one in sets:
         if one.labels:
@@ -183,7 +187,7 @@ def _recipe(recipe: Mapping[str, Any]) -> list[str]:
     ]
     if not rows:
         return []
-    return [_table(("option", "value"), rows), "All options are in [recipe.yaml](recipe.yaml)."]
+    return [_table(("option", "value"), rows), f"All options are in [{RECIPE_FILE}]({RECIPE_FILE})."]
 
 
 def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -200,13 +204,13 @@ def _results(facts: CardFacts) -> list[str]:
     paragraphs = []
     if facts.scored_at is not None:
         paragraphs.append(f"Measured at step {facts.scored_at:,}, before the end of training.")
-    for data_set in dict.fromkeys(score.data_set for score in facts.scores):
-        scores = [score for score in facts.scores if score.data_set == data_set]
+    for dataset in dict.fromkeys(score.dataset for score in facts.scores):
+        scores = [score for score in facts.scores if score.dataset == dataset]
         compared = any(score.before is not None for score in scores)
-        title = data_set or "metric"
+        title = dataset or "metric"
         header = (title, "before training", "this model", "change") if compared else (title, "this model")
         paragraphs.append(_table(header, [_score_row(score, compared) for score in scores]))
-        paragraphs += [sentence for score in scores if (sentence := _loss_of_score(score, facts.sets))]
+        paragraphs += [sentence for score in scores if (sentence := _loss_of_score(score, facts.datasets))]
     return paragraphs
 
 
@@ -219,52 +223,38 @@ def _score_row(score: Score, compared: bool) -> tuple[str | None, ...]:
     return name, f"{score.before:.3f}", value, f"{score.value - score.before:+.3f}"
 
 
-def _loss_of_score(score: Score, sets: Sequence[SetFacts]) -> str | None:
+def _loss_of_score(score: Score, sets: Sequence[DatasetFacts]) -> str | None:
     """What training cost on a set that was to be kept, or on any set where the AP fell."""
-    kept = any(one.name == score.data_set and one.role == "keep" for one in sets)
+    kept = any(one.name == score.dataset and one.role == "retain" for one in sets)
     if score.metric != "AP" or score.before is None:
         return None
     change = round(score.value - score.before, 3)
     if change < 0:
-        return f"On {score.data_set}, training lost {-change:.3f} AP."
-    return f"On {score.data_set}, training lost no AP." if kept else None
-
-
-def _curves(facts: CardFacts) -> list[str]:
-    if not facts.curves:
-        return []
-    return [f"![Loss, its terms, evaluations and learning rate over the steps]({CURVES_FILE})",
-            "The numbers are in [metrics.jsonl](metrics.jsonl)."]  # fmt: skip
-
-
-def _examples(facts: CardFacts) -> list[str]:
-    if not facts.examples:
-        return []
-    return [f"![What the model found, beside the ground truth]({EXAMPLES_FILE})",
-            "Drawn during the run. Left: what it found. Right: the ground truth."]  # fmt: skip
+        return f"On {score.dataset}, training lost {-change:.3f} AP."
+    return f"On {score.dataset}, training lost no AP." if kept else None
 
 
 def _limits(facts: CardFacts) -> list[str]:
-    tested = list(dict.fromkeys(score.data_set for score in facts.scores if score.data_set))
+    tested = list(dict.fromkeys(score.dataset for score in facts.scores if score.dataset))
     if not facts.scores:
         return ["- It was not tested in its run; how well it does is not known."]
     lines = [f"It was tested on {_listed(tested)}, and on nothing else in its run." if tested else ""]
-    tests = [one for one in facts.sets if one.role != "train" and one.name in tested]
+    tests = [one for one in facts.datasets if one.role != "train" and one.name in tested]
     for one in tests:
         if one.measured is not None:
-            lines.append(f"Of {one.name}, the first {one.measured:,} of {one.pictures:,} pictures were measured.")
+            lines.append(f"Of {one.name}, the first {one.measured:,} of {one.images:,} images were measured.")
         if one.trained_on:
-            lines.append(f"It was trained on {one.name} too: that score says little of other pictures.")
+            lines.append(f"It was trained on {one.name} too: that score says little of other images.")
     if facts.chosen_by and facts.chosen_of > 1:
         chosen = f"It is the best of {facts.chosen_of} evaluations by its score on {facts.chosen_by}"
         lines.append(f"{chosen}, which flatters that score.")
-    lines.append(_tested_labels(facts.sets, tests))
+    lines.append(_tested_labels(facts.datasets, tests))
     if (facts.base_model or facts.base_name) and all(score.before is None for score in facts.scores):
         lines.append("What it lost of what the model could that it began with was not measured.")
     return ["\n".join(f"- {line}" for line in lines if line)]
 
 
-def _tested_labels(sets: Sequence[SetFacts], tests: Sequence[SetFacts]) -> str:
+def _tested_labels(sets: Sequence[DatasetFacts], tests: Sequence[DatasetFacts]) -> str:
     """How many of the labels it was tested with it was not trained with, where both are known."""
     trained = [one for one in sets if one.role == "train"]
     if not trained or not tests or not all(one.labels for one in [*trained, *tests]):
@@ -277,9 +267,9 @@ def _tested_labels(sets: Sequence[SetFacts], tests: Sequence[SetFacts]) -> str:
     return f"Labels that it was tested with and not trained with: {new:,} of {len(labels):,}."
 
 
-def _licence(facts: CardFacts) -> list[str]:
-    own = f"{facts.licence}." if facts.licence else "None was named when this card was written."
-    base = f" {facts.base_model} and the data sets have their own." if facts.base_model else ""
+def _license(facts: CardFacts) -> list[str]:
+    own = f"{facts.license}." if facts.license else "None was named when this card was written."
+    base = f" {facts.base_model} and the datasets have their own." if facts.base_model else ""
     return [own + base]
 
 

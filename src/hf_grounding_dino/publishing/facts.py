@@ -13,31 +13,31 @@ from typing import Any, Literal, NamedTuple
 from safetensors import safe_open
 
 from ..data.records import RecordSet, RecordStream, SourceEntry
-from ..training.curves import main_metrics
-from ..training.history import NOTHING_TO_MEASURE, History, Point, read_history
-from ..training.states import METRICS_FILE, STEP_FILE
 from ..utils.atomic import write_atomic
 from ..utils.documents import load_yaml
+from .history import NOTHING_TO_MEASURE, History, main_metrics, read_history
 
 Which = Literal["best", "last"]
 
-RECIPE_FILE, DATA_FILE = "recipe.yaml", "data.json"
+RECIPE_FILE, DATA_FILE, METRICS_FILE, STEP_FILE = "recipe.yaml", "data.json", "metrics.jsonl", "step.json"
+CURVES_FILE, EXAMPLES_FILE, EXAMPLES_FOLDER = "curves.png", "examples.png", "examples"
+"""What a run leaves in its folder; `step.json` lies in that of a model."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SECRET = re.compile(r"(^|_)(token|password|secret|key)$")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SetFacts:
-    """A data set: how much is in it, as far as that is known.
+class DatasetFacts:
+    """A dataset: how much is in it, as far as that is known.
 
     name: for people.
-    role: "train"; "eval", what it was tested on; "keep", what it should not unlearn.
+    role: "train"; "eval", what it was tested on; "retain", what it should not unlearn.
     format: as the recipe says, such as "coco".
-    hub_id: of a data set on the Hub.
-    pictures, boxes: how many; None where nobody has counted.
+    hub_id: of a dataset on the Hub.
+    images, boxes: how many; None where nobody has counted.
     labels: names of what is boxed; empty where captions say it, or where it is not known.
-    measured: how many of the pictures its scores are of, where that is not all.
+    measured: how many of the images its scores are of, where that is not all.
     trained_on: whether a set to be tested on was trained on, too.
     """
 
@@ -45,7 +45,7 @@ class SetFacts:
     role: str = "train"
     format: str | None = None
     hub_id: str | None = None
-    pictures: int | None = None
+    images: int | None = None
     boxes: int | None = None
     labels: tuple[str, ...] = ()
     measured: int | None = None
@@ -55,7 +55,7 @@ class SetFacts:
 class Score(NamedTuple):
     """One metric of one evaluation set: of this model, and of the one that training began with where measured."""
 
-    data_set: str
+    dataset: str
     metric: str
     value: float
     before: float | None
@@ -72,14 +72,14 @@ class CardFacts:
     step: optimiser steps that this model has seen.
     base_model: repo on the Hub that the weights began as.
     base_name: what the weights began as, when it is no such repo.
-    licence: identifier of the Hub, such as "apache-2.0"; None when nobody said it.
-    sets: the data.
+    license: identifier of the Hub, such as "apache-2.0"; None when nobody said it.
+    datasets: what it was trained and tested on.
     scores: of this model.
     scored_at: the step at which they were measured, when that is not `step`.
     chosen_by: the set whose score chose this model among the evaluations of the run; empty for the last model.
     chosen_of: how many evaluations there were to choose from.
     recipe: all options of the run.
-    curves, examples: whether the pictures curves.png and examples.png lie beside the card.
+    curves, examples: whether the images curves.png and examples.png lie beside the card.
     tags: for the Hub, beside those that every model of the package has.
     """
 
@@ -90,8 +90,8 @@ class CardFacts:
     step: int | None = None
     base_model: str | None = None
     base_name: str | None = None
-    licence: str | None = None
-    sets: tuple[SetFacts, ...] = ()
+    license: str | None = None
+    datasets: tuple[DatasetFacts, ...] = ()
     scores: tuple[Score, ...] = ()
     scored_at: int | None = None
     chosen_by: str = ""
@@ -108,13 +108,13 @@ def facts_of_run(
     which: Which = "best",
     name: str | None = None,
     repo_id: str | None = None,
-    licence: str | None = None,
+    license: str | None = None,
     tags: Iterable[str] = (),
 ) -> CardFacts:
     """Collect what the files of a run say; of what is not there, nothing is said.
 
     Read are the model's config.json and the heads of its weight files, `recipe.yaml`, `metrics.jsonl`, `data.json`
-    (see `write_data_facts`) and `step.json` in the model's folder, {"step": n}.
+    (see `write_datasets`) and `step.json` in the model's folder, {"step": n}.
 
     Raises:
         OSError: no config.json of a model.
@@ -128,7 +128,7 @@ def facts_of_run(
     scores, scored_at = _scores(history, step)
     start = str(recipe.get("model") or "")
     base_model = start if _is_hub_id(start) else None
-    chosen = _choosing_scores(history) if which == "best" else None
+    chosen_by, chosen_of = _choice(history) if which == "best" else ("", 0)
     return CardFacts(
         name=name or (repo_id or run.resolve().name).split("/")[-1],
         model_type=str(config.get("model_type")),
@@ -137,12 +137,12 @@ def facts_of_run(
         step=step,
         base_model=base_model,
         base_name=None if base_model or not start else Path(start).name,
-        licence=licence,
-        sets=_data_facts(run),
+        license=license,
+        datasets=_read_datasets(run),
         scores=scores,
         scored_at=None if scored_at == step else scored_at,
-        chosen_by=chosen[0] if chosen else "",
-        chosen_of=len(chosen[1]) if chosen else 0,
+        chosen_by=chosen_by,
+        chosen_of=chosen_of,
         recipe=recipe,
         tags=tuple(tags),
     )
@@ -151,33 +151,37 @@ def facts_of_run(
 # --- data --------------------------------------------------------------------------------------------------------
 
 
-def set_facts(records: RecordSet | RecordStream, role: str, entry: SourceEntry) -> SetFacts:
-    """Describe a data set; its boxes are counted where they are in memory (`num_boxes`), a stream not at all.
+def dataset_facts(records: RecordSet | RecordStream, role: str, entry: SourceEntry) -> DatasetFacts:
+    """Describe a dataset; its boxes are counted where they are in memory (`num_boxes`), a stream not at all.
 
     Args:
-        role: see `SetFacts`.
+        role: see `DatasetFacts`.
         entry: how the recipe names the set.
     """
     place = entry.annotations
-    return SetFacts(
+    return DatasetFacts(
         name=records.name,
         role=role,
         format=entry.format,
         hub_id=place if entry.format == "datasets" and _is_hub_id(place) else None,
-        pictures=len(records) if isinstance(records, RecordSet) else None,
+        images=len(records) if isinstance(records, RecordSet) else None,
         boxes=getattr(records, "num_boxes", None),
         labels=tuple(records.label_names),
     )
 
 
-def write_data_facts(run: Path, sets: Iterable[SetFacts]) -> None:
+def write_datasets(run: Path, datasets: Iterable[DatasetFacts]) -> None:
     """Write `data.json` into the folder of a run, for its model card."""
-    write_atomic(run / DATA_FILE, json.dumps([asdict(one) for one in sets], indent=1, ensure_ascii=False))
+    write_atomic(run / DATA_FILE, json.dumps([asdict(one) for one in datasets], indent=1, ensure_ascii=False))
 
 
-def _data_facts(run: Path) -> tuple[SetFacts, ...]:
+def _read_datasets(run: Path) -> tuple[DatasetFacts, ...]:
     rows = json.loads((run / DATA_FILE).read_bytes()) if (run / DATA_FILE).is_file() else []
-    return tuple(SetFacts(**{**row, "labels": tuple(row["labels"])}) for row in rows)
+    for row in rows:
+        row["labels"] = tuple(row["labels"])
+        if "pictures" in row:  # as earlier versions called images
+            row["images"] = row.pop("pictures")
+    return tuple(DatasetFacts(**row) for row in rows)
 
 
 def _is_hub_id(text: str) -> bool:
@@ -225,11 +229,11 @@ def _parameters(folder: Path) -> int | None:
     return count or None
 
 
-def _choosing_scores(history: History) -> tuple[str, list[Point]] | None:
-    """The first set, and (step, main score on it) of each evaluation in training, which choose the best model."""
+def _choice(history: History) -> tuple[str, int]:
+    """The dataset whose score chooses the best model, the first, and of how many evaluations; 0 where of none."""
     metrics = main_metrics(history.metrics())
-    points = [point for point in history.scores(metrics[0]) if point[0] > 0] if metrics else []
-    return (metrics[0].rpartition("/")[0], points) if points else None
+    evaluations = sum(step > 0 for step, _ in history.scores(metrics[0])) if metrics else 0
+    return (metrics[0].rpartition("/")[0], evaluations) if evaluations else ("", 0)
 
 
 def _scores(history: History, step: int | None) -> tuple[tuple[Score, ...], int | None]:
@@ -241,8 +245,8 @@ def _scores(history: History, step: int | None) -> tuple[tuple[Score, ...], int 
     before = history.evaluations.get(0, {})
     scores = []
     for key, value in history.evaluations[at].items():
-        data_set, _, metric = key.rpartition("/")
+        dataset, _, metric = key.rpartition("/")
         if math.isfinite(value) and value != NOTHING_TO_MEASURE:
             earlier = before.get(key)
-            scores.append(Score(data_set, metric, value, None if earlier == NOTHING_TO_MEASURE else earlier))
+            scores.append(Score(dataset, metric, value, None if earlier == NOTHING_TO_MEASURE else earlier))
     return tuple(scores), at

@@ -15,17 +15,26 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from ..models.grounding_dino.label_embedding import LABEL_EMBEDDING_FILE
-from ..training.curves import plot_losses
-from ..training.states import METRICS_FILE, STEP_FILE
 from ..utils.atomic import write_atomic
 from ..utils.image_files import open_image
-from .card import CURVES_FILE, EXAMPLES_FILE, CardFacts, facts_of_run, write_card
-from .facts import DATA_FILE, RECIPE_FILE, Which, read_options
+from .card import write_card
+from .facts import (
+    CURVES_FILE,
+    DATA_FILE,
+    EXAMPLES_FILE,
+    EXAMPLES_FOLDER,
+    METRICS_FILE,
+    RECIPE_FILE,
+    STEP_FILE,
+    CardFacts,
+    Which,
+    facts_of_run,
+    read_options,
+)
+from .history import write_curves
 from .remote_code import export_remote_code
 
 CARD_FILE = "README.md"
-PICTURES_FOLDER = "pictures"
-"""Of a run: sheets of predictions beside ground truth as PNG files, the newest last in the order of their names."""
 
 _MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "vocab.txt")
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
@@ -52,7 +61,7 @@ def publish(  # noqa: PLR0913
     private: bool = False,
     token: str | None = None,
     commit_message: str | None = None,
-    licence: str | None = None,
+    license: str | None = None,
     tags: Iterable[str] = (),
     with_denoising: bool = False,
     with_remote_code: bool = False,
@@ -61,7 +70,7 @@ def publish(  # noqa: PLR0913
 
     What is published: weights, configuration and processor as they were saved, loadable by stock transformers;
     `recipe.yaml`, the training arguments without secrets, absolute paths cut to their last part; `metrics.jsonl`;
-    `curves.png`; `examples.png`, as the run drew it at its end, or before that the newest of its `pictures/*.png`; and
+    `curves.png`; `examples.png`, as the run drew it at its end, or before that the newest of its `examples/*.png`; and
     the model card, `README.md`.
 
     Args:
@@ -71,7 +80,7 @@ def publish(  # noqa: PLR0913
         to: local folder, new or empty or holding an earlier publication, which is overwritten. No network is needed.
         private: of a repo that is created.
         token: of the Hub; left out, the one of this machine.
-        licence: identifier of the Hub, such as "apache-2.0".
+        license: identifier of the Hub, such as "apache-2.0".
         tags: for the Hub, beside those that every model of the package has.
         with_denoising: add `denoising.safetensors`, which only training needs.
         with_remote_code: add the code of this package, for `trust_remote_code=True`; see `export_remote_code`.
@@ -93,7 +102,7 @@ def publish(  # noqa: PLR0913
             _copy_model(folder, assembled, with_denoising, with_remote_code)
             _copy_history(run, assembled)
             name = to.resolve().name if to is not None and repo_id is None else None
-            facts = facts_of_run(run, which=which, name=name, repo_id=repo_id, licence=licence, tags=tags)
+            facts = facts_of_run(run, which=which, name=name, repo_id=repo_id, license=license, tags=tags)
             _write_card(facts, assembled)
             if to is not None:
                 _place(assembled, to)
@@ -126,7 +135,7 @@ def _refuse_links_outside(run: Path, folder: Path) -> None:
     """
     root = run.resolve()
     of_run = [run / name for name in (RECIPE_FILE, METRICS_FILE, DATA_FILE, EXAMPLES_FILE)]
-    for file in [*folder.iterdir(), *of_run, *(run / PICTURES_FOLDER).glob("*.png")]:
+    for file in [*folder.iterdir(), *of_run, *(run / EXAMPLES_FOLDER).glob("*.png")]:
         if not file.resolve().is_relative_to(root):
             raise PublishError(f"{file}: is a link to {file.resolve()}, outside of the run: put the file itself there")
 
@@ -142,23 +151,20 @@ def _copy_model(folder: Path, to: Path, with_denoising: bool, with_remote_code: 
 
 
 def _copy_history(run: Path, to: Path) -> None:
-    """The recipe, the metrics and the pictures, as far as the run has them."""
+    """The recipe, the metrics and the images, as far as the run has them."""
     options = read_options(run / RECIPE_FILE)
     if options:
         (to / RECIPE_FILE).write_text(yaml.safe_dump(options, sort_keys=False, allow_unicode=True), encoding="utf-8")
     if (run / METRICS_FILE).is_file():
         shutil.copyfile(run / METRICS_FILE, to / METRICS_FILE)
-        curves = plot_losses(run / METRICS_FILE)
-        if curves is not None:
-            curves.save(to / CURVES_FILE)
-    sheets = [*sorted((run / PICTURES_FOLDER).glob("*.png")), *run.glob(EXAMPLES_FILE)]
+        write_curves(run / METRICS_FILE, to / CURVES_FILE)
+    sheets = [*sorted((run / EXAMPLES_FOLDER).glob("*.png")), *run.glob(EXAMPLES_FILE)]
     if sheets:
         with open_image(sheets[-1]) as sheet:
             sheet.convert("RGB").save(to / EXAMPLES_FILE)
 
 
 def _write_card(facts: CardFacts, to: Path) -> None:
-    """The card, with the pictures that lie beside it."""
     facts = replace(facts, curves=(to / CURVES_FILE).exists(), examples=(to / EXAMPLES_FILE).exists())
     (to / CARD_FILE).write_text(write_card(facts), encoding="utf-8")
 

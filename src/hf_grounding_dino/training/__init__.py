@@ -1,1 +1,1 @@
-"""Training with Accelerate."""
+"""Training with Accelerate: `trainer.train` runs a `recipe.Recipe`."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 from torch import nn
 from transformers import PreTrainedModel
 
-from .groups import named_by
+from .optim import named_by
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -36,7 +36,7 @@ class LoraSettings:
     alpha: the update is scaled by alpha / rank.
     dropout: of what enters an adapter in training.
     targets: a regular expression that the whole name of a layer matches, or endings of names.
-    also_train: parts of the model (see `groups.freeze`) whose own weights are trained beside the adapters, such as
+    also_train: parts of the model (see `optim.freeze`) whose own weights are trained beside the adapters, such as
         "heads". They are in the merged model, and not in the files that `peft` writes of the adapters alone.
     """
 

@@ -7,14 +7,18 @@ is whole only while it computes. What is measured and saved is whole.
 from __future__ import annotations
 
 import os
+import pickle
+from pathlib import Path
+from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, compare_versions, str_to_bool
 from torch import Tensor, nn
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from .options import OptionError
+from .recipes import OptionError
 
 LAYERS = ("BertLayer", "EnhancerLayer", "DecoderLayer")
 """What is gathered at a time, all together where all processes do so; all else is gathered for the whole of a step. The
@@ -70,18 +74,59 @@ def _scalars_as_vectors(model: nn.Module) -> None:
                 setattr(module, name, vectors.setdefault(parameter, vector))
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor of which each process may have a part only; all processes must ask together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def own_part(tensor: Tensor) -> Tensor:
+def local_shard(tensor: Tensor) -> Tensor:
     """The part of this process, which shares its memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def divided_like(tensor: Tensor, like: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
     """A tensor that every process has whole, divided as another is."""
     if not isinstance(like, DTensor):
         return tensor
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+_DATA = {
+    "pathlib": {"PosixPath", "WindowsPath"},
+    "torch": {"Size", *(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))},
+    "torch.serialization": {"_get_layout"},
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties",
+        "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+    },
+}  # fmt: skip
+"""What such a description is made of, by module; a name with a dot in it would lead elsewhere."""
+
+
+class _DataUnpickler(pickle.Unpickler):
+    """Reads what the shards of a checkpoint of torch say of themselves, and nothing beyond it."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Let data through, or raise UnpicklingError."""
+        if name not in _DATA.get(module, ()):
+            raise pickle.UnpicklingError(f"{module}.{name} is asked for")
+        return super().find_class(module, name)
+
+
+def refuse_code(folder: Path) -> None:
+    """Refuse a state that could run something when it is read.
+
+    Beside this, tensors are read by `torch.load` with `weights_only`, by safetensors and as JSON.
+
+    Raises:
+        ValueError: a file that only states of earlier versions have, or the description of shards is not data alone.
+    """
+    if any(folder.glob("custom_checkpoint_*")):
+        raise ValueError("it is of an earlier version, which read it as code: train last/ in a new output_dir")
+    for file in folder.rglob(".metadata"):
+        try:
+            with file.open("rb") as content:
+                _DataUnpickler(content).load()
+        except Exception as error:  # a broken pickle raises what it likes
+            raise ValueError(f"{file.parent.name}/{file.name} is not data alone: {error}") from error

@@ -1,11 +1,13 @@
-"""Recipes that come with the package, as YAML; what they are called is known without importing anything else."""
+"""Recipes that come with the package, as YAML; their names are known without importing anything else."""
 
 from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
 
-from ..options import OptionError
+
+class OptionError(ValueError):
+    """An option that does not exist or has a value it cannot have, in one line that names it."""
 
 
 def recipe_names() -> list[str]:

@@ -1,4 +1,4 @@
-"""What a run says while it runs: a bar, `metrics.jsonl`, trackers, and where the time goes."""
+"""What a run says while it runs: a progress bar, `metrics.jsonl`, trackers, and where the time goes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from ..utils.printable import printable
 
 GIGABYTE = 1024**3
 _SECONDS_IN_LOGS = 30  # between two states of the bar, where no terminal overwrites the one before
-
-SHOWN = ("loss", "loss_ce", "loss_bbox", "loss_giou")
+_SHOWN = ("loss", "loss_ce", "loss_bbox", "loss_giou")
 
 
 class Stopwatch:
@@ -45,7 +44,7 @@ class Stopwatch:
         return {**shares, "other": 1 - sum(shares.values())}
 
 
-class Progress:
+class MetricLogger:
     """Means of what was added since the last line: one JSON object a line, a bar for people, the trackers.
 
     Args:
@@ -77,14 +76,14 @@ class Progress:
     def log(self, step: int, learning_rate: float) -> None:
         """Write the means of all processes, show them, and begin anew."""
         now = time.perf_counter()
-        line: dict[str, Any] = {"step": step, "learning_rate": learning_rate}
         names = sorted(self._sums)
         means = torch.stack([self._sums[name].float() for name in names]) / self._count
+        line: dict[str, Any] = {"step": step, "learning_rate": learning_rate}
         line |= dict(zip(names, self.accelerator.reduce(means, "mean").tolist(), strict=True))
         line["seconds_per_step"] = (now - self._since) / self._count
-        line["memory_gb"] = memory_in_use(self.accelerator.device) / GIGABYTE
+        line["memory_gb"] = _memory_in_use(self.accelerator.device) / GIGABYTE
         self.write(line)
-        losses = {name.removeprefix("loss_"): f"{line[name]:.3f}" for name in SHOWN if name in line}
+        losses = {name.removeprefix("loss_"): f"{line[name]:.3f}" for name in _SHOWN if name in line}
         self.bar.set_postfix({**losses, "lr": f"{learning_rate:.1e}", "GB": f"{line['memory_gb']:.1f}"})
         self._sums, self._count, self._since = {}, 0, now
 
@@ -102,12 +101,8 @@ class Progress:
         if self.enabled:
             tqdm.write(printable(text))
 
-    def close(self) -> None:
-        """Take the bar away."""
-        self.bar.close()
 
-
-def memory_in_use(device: torch.device) -> int:
+def _memory_in_use(device: torch.device) -> int:
     """Bytes: the peak of what torch allocated on a GPU, or what the process holds now."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

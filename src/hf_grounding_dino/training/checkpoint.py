@@ -1,6 +1,6 @@
-"""Stop and go on: the folder of a run, whose every change is all or nothing, and signals that ask a run to stop.
+"""Stop and resume: the folder of a run, whose every change is all or nothing, and signals that ask a run to stop.
 
-A folder is written under a hidden name, brought to the disk, and renamed. A state gets a new name each time, so that
+A folder is written under a hidden name, flushed to the disk, and renamed. A state gets a new name each time, so that
 one is complete at every instant; a model keeps its name, and where a kill falls between its two renames, `mend` finds
 it under its hidden name.
 """
@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import IO, Any
 
 import torch
@@ -28,26 +28,24 @@ from torch import Tensor
 from torch.distributed import is_torchelastic_launched
 from torch.distributed.checkpoint.api import CheckpointException
 
-from ..utils.atomic import clear_unfinished, flush_to_disk, lock
-from .options import OptionError
-from .pickles import refuse_code
-from .sharding import is_sharded
+from ..publishing.facts import EXAMPLES_FOLDER, METRICS_FILE, STEP_FILE
+from ..utils.atomic import clear_unfinished, flush_to_disk, lock, write_atomic
+from .recipes import OptionError
+from .sharding import is_sharded, refuse_code
 
 PARTIAL, OLD, DELETED = "partial", "old", "deleted"
-LOCK_FILE, PICTURES = ".lock", "pictures"
-METRICS_FILE, STEP_FILE, AVERAGE_FILE = "metrics.jsonl", "step.json", "average.safetensors"
+LOCK_FILE, EMA_FILE = ".lock", "average.safetensors"
 STATE_NAME = re.compile(r"(\d+)-step-\d+")
 STEP_NAME = re.compile(r"step-(\d+)")
 # What a full disk raises: torch and safetensors report it in their own ways.
 WriteErrors = (OSError, RuntimeError, SafetensorError)
-TakeUp = Callable[[Mapping[str, Any], Mapping[str, Tensor]], None]
+LoadExtra = Callable[[Mapping[str, Any], Mapping[str, Tensor]], None]
 
 
 class StateError(Exception):
     """A state or a model that could not be written or read, in one line; what was there before is there still."""
 
     def __init__(self, message: str) -> None:
-        """Keep one line of the message."""
         super().__init__(" ".join(message.split()))
 
 
@@ -60,12 +58,11 @@ class RunFolder:
     """What a run leaves on the disk, which all processes share.
 
     path: holds `last/`, `best/` and `step-000500/` (models), `metrics.jsonl`, and `state/`, with the newest state in a
-        folder like `state/000003-step-001500/`: what `Accelerator.save_state` writes, `average.safetensors`, and
-        `step.json`, which says step and number of processes. Nothing in it runs when it is read.
+        folder like `state/000003-step-001500/`: what `Accelerator.save_state` writes, the moving average, and
+        `step.json`, which says step and number of processes. No code in it runs when it is read.
     """
 
     def __init__(self, path: Path) -> None:
-        """Name the folder; nothing is written or read yet."""
         self.path = path
         self.states = path / "state"
         self.metrics = path / METRICS_FILE
@@ -74,9 +71,7 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._held is not None:
             self._held.close()
 
@@ -94,8 +89,6 @@ class RunFolder:
             raise OptionError(f"another run is at work in {self.path}: name another output_dir")
         self.mend()
 
-    # --- states --------------------------------------------------------------------------------------------------
-
     def newest_state(self) -> Path | None:
         """The folder of the newest complete state; None where there is none."""
         complete = self._complete_states()
@@ -109,7 +102,7 @@ class RunFolder:
         return [folder for _, folder in sorted((int(match[1]), folder) for match, folder in numbered if match)]
 
     def save_state(
-        self, accelerator: Accelerator, step: int, extra: Mapping[str, Any], average: Mapping[str, Tensor]
+        self, accelerator: Accelerator, step: int, extra: Mapping[str, Any], ema: Mapping[str, Tensor]
     ) -> None:
         """Write the state after `step` optimizer steps in place of the last one. Every process calls it.
 
@@ -117,7 +110,7 @@ class RunFolder:
 
         Args:
             extra: what `load_state` gives back beside the step, as JSON holds it.
-            average: the moving average, whole; empty where there is none.
+            ema: the moving average, whole; empty where there is none.
 
         Raises:
             StateError: it could not be written (the disk is full), in every process; the last state is kept.
@@ -125,28 +118,24 @@ class RunFolder:
         partial = self.states / f".{PARTIAL}"
         main = accelerator.is_main_process
         facts = {"step": step, "world_size": accelerator.num_processes, "sharded": is_sharded(accelerator)}
-        content = json.dumps({**extra, **facts})
 
         def begin() -> None:
             if main:
                 self.states.mkdir(parents=True, exist_ok=True)
-                self._sweep_states()
+                # What a kill left half written or half deleted.
+                for folder in [*self.states.glob(f".{PARTIAL}"), *self.states.glob(f".*.{DELETED}")]:
+                    shutil.rmtree(folder)
                 partial.mkdir()
 
         def finish() -> None:
             if main:
-                save_file(dict(average), partial / AVERAGE_FILE)
-                (partial / STEP_FILE).write_text(content)
+                save_file(dict(ema), partial / EMA_FILE)
+                (partial / STEP_FILE).write_text(json.dumps({**extra, **facts}))
                 _to_disk(partial)
-                before = self._complete_states()
-                number = int(before[-1].name.split("-")[0]) + 1 if before else 0
-                partial.rename(self.states / f"{number:06d}-{step_name(step)}")
-                flush_to_disk(self.states)
-                for folder in before:
-                    _delete(folder)
+                self._replace_states(partial, step)
 
         try:
-            for work in (begin, lambda: _save_everything(accelerator, partial), finish):
+            for work in (begin, lambda: _of_all_shards(accelerator.save_state, partial), finish):
                 _together(accelerator, work)
         except WriteErrors as error:
             if main:
@@ -154,19 +143,23 @@ class RunFolder:
             accelerator.wait_for_everyone()
             raise self._failure(f"The state of step {step}", self.states, error) from error
 
-    def _sweep_states(self) -> None:
-        """Remove what a kill left half written or half deleted."""
-        for name in (f".{PARTIAL}", f".*.{DELETED}"):
-            for folder in self.states.glob(name):
-                shutil.rmtree(folder)
+    def _replace_states(self, partial: Path, step: int) -> None:
+        before = self._complete_states()
+        number = int(before[-1].name.split("-")[0]) + 1 if before else 0
+        partial.rename(self.states / f"{number:06d}-{step_name(step)}")
+        flush_to_disk(self.states)
+        for folder in before:
+            _delete(folder)
 
-    def load_state(self, accelerator: Accelerator, take_up: TakeUp = lambda *_: None) -> tuple[int, dict[str, Any]]:
+    def load_state(
+        self, accelerator: Accelerator, load_extra: LoadExtra = lambda *_: None
+    ) -> tuple[int, dict[str, Any]]:
         """Load the newest complete state into what the accelerator prepared. Every process calls it.
 
         Processes beyond the number that wrote the state keep the random numbers they have.
 
         Args:
-            take_up: is given all of `step.json`, and the moving average.
+            load_extra: is given all of `step.json`, and the moving average.
 
         Returns:
             The step, and all of `step.json`: `step`, `world_size` (how many processes wrote it), `sharded` (whether
@@ -174,7 +167,7 @@ class RunFolder:
 
         Raises:
             FileNotFoundError: there is no state.
-            StateError: it does not belong to this model, this optimizer or whatever takes it up, or it holds code.
+            StateError: it does not belong to this model, this optimizer or `load_extra`, or it holds code.
         """
         accelerator.wait_for_everyone()
         folder = self.newest_state()
@@ -192,12 +185,10 @@ class RunFolder:
             refuse_code(folder)
             with patch_environment(torch_force_weights_only_load="1"):  # shards are read without, else
                 _of_all_shards(accelerator.load_state, folder)
-            take_up(content, load_file(folder / AVERAGE_FILE))
+            load_extra(content, load_file(folder / EMA_FILE))
         except (*WriteErrors, ValueError, LookupError, pickle.UnpicklingError) as error:
             raise StateError(f"The state in {folder} does not fit this run: {_reason(error)}") from error
         return content["step"], content
-
-    # --- models --------------------------------------------------------------------------------------------------
 
     def save_model(self, save: Callable[[Path], None], name: str) -> None:
         """Write a folder of the run, in place of the one of that name. The main process alone calls it.
@@ -230,14 +221,14 @@ class RunFolder:
     def mend(self) -> None:
         """Undo what a kill left half done to models and files of the run. The main process alone calls it."""
         clear_unfinished(self.path)
-        clear_unfinished(self.path / PICTURES)
+        clear_unfinished(self.path / EXAMPLES_FOLDER)
         for kind in (PARTIAL, OLD):
             for folder in self.path.glob(f".*.{kind}"):
                 _mend(self.path / folder.name[1 : -len(kind) - 1])
         for folder in self.path.glob(f".*.{DELETED}"):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def keep(self, last: int, scores: Mapping[int, float]) -> None:
+    def prune(self, last: int, scores: Mapping[int, float]) -> None:
         """Delete models of steps but the newest `last` and the best one. The main process alone calls it.
 
         The newest is always kept; of equally good ones the earliest is the best.
@@ -254,8 +245,6 @@ class RunFolder:
             if step not in kept:
                 _delete(folder)
 
-    # --- metrics -------------------------------------------------------------------------------------------------
-
     def trim_metrics(self, step: int, *, evaluation: bool = True) -> None:
         """Drop lines of `metrics.jsonl` after `step`, and what is no whole line. The main process alone calls it.
 
@@ -267,10 +256,7 @@ class RunFolder:
         lines = self.metrics.read_text(errors="replace").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and _is_up_to(line, step, evaluation)]
         if len(kept) < len(lines):
-            partial = _hidden(self.metrics, PARTIAL)
-            partial.write_text("".join(kept))
-            flush_to_disk(partial)
-            partial.replace(self.metrics)
+            write_atomic(self.metrics, "".join(kept))
 
     def _failure(self, what: str, where: Path, error: BaseException) -> StateError:
         existing = next(folder for folder in (where, *where.parents) if folder.exists())
@@ -289,10 +275,6 @@ def _is_up_to(line: str, step: int, evaluation: bool) -> bool:
 def _reason(error: BaseException) -> str:
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     return text.strip().splitlines()[0]
-
-
-def _save_everything(accelerator: Accelerator, folder: Path) -> None:
-    _of_all_shards(accelerator.save_state, folder)
 
 
 def _of_all_shards(work: Callable[[str], object], folder: Path) -> None:
@@ -356,7 +338,6 @@ class StopSignal:
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self) -> None:
-        """Change nothing yet."""
         self._asked = False
         self._interrupted = False
         self._previous: dict[signal.Signals, Any] = {}
@@ -366,9 +347,7 @@ class StopSignal:
             self._previous = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             # A handler that was not set from Python is given as None, and cannot be set from it.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

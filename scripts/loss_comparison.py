@@ -1,13 +1,13 @@
 """Which loss teaches a small model more: that of transformers, or ours, without and with denoising queries.
 
-The variants of a seed begin with the weights of one folder, see the same pictures of Shapes with the same prompts, and
+The variants of a seed begin with the weights of one folder, see the same images of Shapes with the same prompts, and
 are trained by the same loop. What differs is the class that the folder is loaded into, and with it the loss. All are
 measured by the inference of this package, with the weights that each variant has at that moment: names and meaning of
-the weights are the same, and of a picture by itself both classes make the same.
+the weights are the same, and of an image by itself both classes make the same.
 
-Four things are chosen in favour of transformers. All pictures have one size, so that nothing is padded and its
+Four things are chosen in favour of transformers. All images have one size, so that nothing is padded and its
 targets, relative to the padded canvas, are right. Its `auxiliary_loss` is on, which it is not by default, so that every
-decoder layer is supervised. There are 100 queries for the 189 cells of a picture of 96 pixels, so that it matters
+decoder layer is supervised. There are 100 queries for the 189 cells of an image of 96 pixels, so that it matters
 little which cells the first stage chooses, which its loss does not train; with 30 it hardly learns at all. And the
 learning rate falls to 0 at the end, so that its final AP, to which ours is compared, is that of settled weights, where
 ours is read off on the way. With `closed`, its class targets are right, too.
@@ -30,24 +30,23 @@ from torch import nn
 from tqdm import tqdm
 from transformers import BertConfig, SwinConfig
 
-from ..data.collate import GroundingCollator
-from ..data.readers import open_records
-from ..data.records import RecordSet, SourceEntry
-from ..data.sampling import BatchSampler
-from ..data.shapes import VOCABULARY
-from ..data.tokenizer import build_tokenizer
-from ..data.training_dataset import TrainingDataset, training_batches
-from ..data.training_prompts import PromptSampler, PromptSettings
-from ..evaluation.records import evaluate_records
-from ..models.grounding_dino.configuration_grounding_dino import MMGroundingDinoConfig
-from ..models.grounding_dino.label_embedding import KEY_IN_MODEL
-from ..models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
-from ..processing.image_processing_grounding_dino import GroundingDinoImageProcessor
-from ..processing.processing_grounding_dino import GroundingDinoProcessor
-from ..utils.atomic import write_atomic
-from .groups import GroupSettings, parameter_groups
-from .progress import Stopwatch
-from .schedules import ScheduleSettings, build_schedule
+from hf_grounding_dino.data.collate import GroundingCollator
+from hf_grounding_dino.data.readers import open_records
+from hf_grounding_dino.data.records import RecordSet, SourceEntry
+from hf_grounding_dino.data.sampling import BatchSampler
+from hf_grounding_dino.data.shapes import VOCABULARY
+from hf_grounding_dino.data.tokenizer import build_tokenizer
+from hf_grounding_dino.data.training_dataset import TrainingDataset, training_batches
+from hf_grounding_dino.data.training_prompts import PromptSampler, PromptSettings
+from hf_grounding_dino.evaluation.records import evaluate_records
+from hf_grounding_dino.models.grounding_dino.configuration_grounding_dino import MMGroundingDinoConfig
+from hf_grounding_dino.models.grounding_dino.label_embedding import KEY_IN_MODEL
+from hf_grounding_dino.models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
+from hf_grounding_dino.processing.image_processing_grounding_dino import GroundingDinoImageProcessor
+from hf_grounding_dino.processing.processing_grounding_dino import GroundingDinoProcessor
+from hf_grounding_dino.training.logging import Stopwatch
+from hf_grounding_dino.training.optim import learning_rate_schedule, parameter_groups
+from hf_grounding_dino.utils.atomic import write_atomic
 
 STOCK, OURS, DENOISED = "transformers", "ours", "ours with denoising"
 VARIANTS = (STOCK, OURS, DENOISED)
@@ -63,17 +62,17 @@ class ComparisonSettings:
     """What is compared.
 
     steps: of the optimiser, in each of the three variants of each seed.
-    seeds: how many; a seed is that of the start, of the pictures and of the prompts.
+    seeds: how many; a seed is that of the start, of the images and of the prompts.
     every: steps between evaluations; there is one after the last step, too.
-    pictures: held-out ones to measure AP on, the same ones every time.
-    batch_size: pictures of a step. With few and without `closed`, the lookup named there can leave the batch, and
+    images: held-out ones to measure AP on, the same ones every time.
+    batch_size: images of a step. With few and without `closed`, the lookup named there can leave the batch, and
         transformers raises an IndexError.
-    side: of the square pictures, in pixels; at least 72, below which they have fewer cells than there are queries.
-    negatives: most labels of a prompt that are not in its picture.
-    closed: every prompt is all labels in one order instead. In transformers' loss the class targets of a picture are
+    side: of the square images, in pixels; at least 72, below which they have fewer cells than there are queries.
+    negatives: most labels of a prompt that are not in its image.
+    closed: every prompt is all labels in one order instead. In transformers' loss the class targets of an image are
         looked up in another one's prompt, from the third of a batch on or the second; here all prompts are alike.
     learning_rate: peak, of all weights alike, after a warm-up over a twentieth of the steps.
-    denoising_queries: about how many a picture gets in the third variant.
+    denoising_queries: about how many an image gets in the third variant.
 
     Raises:
         ValueError: a number is not positive, or the side too short.
@@ -82,7 +81,7 @@ class ComparisonSettings:
     steps: int = 900
     seeds: int = 3
     every: int = 90
-    pictures: int = 150
+    images: int = 150
     batch_size: int = 8
     side: int = 96
     negatives: int = 20
@@ -166,9 +165,6 @@ def run_trial(trial: Trial, settings: ComparisonSettings, start: Path) -> Iterat
         yield score
 
 
-# --- what all variants share -------------------------------------------------------------------------------------
-
-
 def small_config(vocab_size: int, side: int) -> MMGroundingDinoConfig:
     """An architecture like nano's, half as wide and with two layers each, without anything random in training."""
     stages: dict[str, Any] = {"out_features": ["stage2", "stage3", "stage4"]}
@@ -236,7 +232,7 @@ def load_variant(variant: str, start: Path, settings: ComparisonSettings, seed: 
 def training_data(
     settings: ComparisonSettings, processor: GroundingDinoProcessor, seed: int
 ) -> Iterator[dict[str, Any]]:
-    """The batches of a seed, with labels as both classes read them; no picture comes twice."""
+    """The batches of a seed, with labels as both classes read them; no image comes twice."""
     scenes = settings.steps * settings.batch_size
     entry = _shapes("train", scenes, seed, settings.side)
     records = open_records(entry)
@@ -256,8 +252,8 @@ def training_data(
 
 
 def held_out(settings: ComparisonSettings) -> RecordSet:
-    """The pictures to measure on, of no training set."""
-    records = open_records(_shapes("val", settings.pictures, HELD_OUT_SEED, settings.side))
+    """The images to measure on, of no training set."""
+    records = open_records(_shapes("val", settings.images, HELD_OUT_SEED, settings.side))
     assert isinstance(records, RecordSet)
     return records
 
@@ -269,10 +265,11 @@ def _shapes(split: str, count: int, seed: int, side: int) -> SourceEntry:
 
 def train(model: nn.Module, batches: Iterable[dict[str, Any]], settings: ComparisonSettings) -> Iterator[int]:
     """Train on all batches, and hand out the number of steps done whenever it is time to measure."""
-    rates = GroupSettings(learning_rate=settings.learning_rate, backbone_multiplier=1.0, text_multiplier=1.0)
-    optimizer = torch.optim.AdamW(parameter_groups(model, rates), lr=settings.learning_rate)
-    warmup_steps = int(WARMUP_SHARE * settings.steps)
-    schedule = build_schedule(optimizer, ScheduleSettings(max_steps=settings.steps, warmup_steps=warmup_steps))
+    groups = parameter_groups(model, settings.learning_rate, backbone_lr_mult=1.0, text_lr_mult=1.0)
+    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
+    schedule = learning_rate_schedule(
+        optimizer, "cosine", settings.steps, warmup_steps=int(WARMUP_SHARE * settings.steps)
+    )
     model.train()
     for step, batch in enumerate(batches, start=1):
         model(**batch).loss.backward()
@@ -292,9 +289,6 @@ def measure(
     model.load_state_dict({name: value for name, value in trained.state_dict().items() if name != KEY_IN_MODEL})
     scores = evaluate_records(model.eval(), processor, records)
     return scores["AP"], scores["AP50"]
-
-
-# --- on disk -----------------------------------------------------------------------------------------------------
 
 
 def write_trials(output: Path, settings: ComparisonSettings, trials: Iterable[Trial]) -> None:

@@ -11,14 +11,14 @@ from PIL import Image
 
 from hf_grounding_dino.assets import DEMO_LABELS, NANO
 from hf_grounding_dino.processing.closed_vocabulary import WORDS_FILE
-from hf_grounding_dino.publishing.facts import SetFacts, write_data_facts
+from hf_grounding_dino.publishing.facts import DatasetFacts, write_datasets
 
 RECIPE = {
     "model": "nano",
     "output_dir": "/home/someone/secret project/run",
     "train": [{"format": "coco", "annotations": "/home/someone/data/ten.json", "name": "ten pictures"}],
     "eval": [{"format": "coco", "annotations": "/home/someone/data/val.json", "name": "new shape"}],
-    "keep": [{"format": "coco", "annotations": "/home/someone/data/old.json", "name": "old shapes"}],
+    "retain": [{"format": "coco", "annotations": "/home/someone/data/old.json", "name": "old shapes"}],
     "max_steps": 400,
     "batch_size": 4,
     "learning_rate": 1e-4,
@@ -36,7 +36,7 @@ EVALUATIONS = {
 
 
 def write_run(run: Path) -> Path:
-    """`best/` and `last/`, the recipe, metrics of 400 steps and a sheet of pictures."""
+    """`best/` and `last/`, the recipe, metrics of 400 steps and a sheet of examples."""
     for which, step in (("best", 200), ("last", 400)):
         shutil.copytree(NANO, run / which, ignore=shutil.ignore_patterns(WORDS_FILE))  # training writes none
         (run / which / "step.json").write_text(json.dumps({"step": step}))
@@ -50,17 +50,17 @@ def write_run(run: Path) -> Path:
             lines.append({"step": step, "evaluation": EVALUATIONS[step]})
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     labels = DEMO_LABELS
-    write_data_facts(
+    write_datasets(
         run,
         [
-            SetFacts(name="ten pictures", role="train", format="coco", pictures=10, boxes=1234, labels=labels),
-            SetFacts(name="new shape", role="eval", format="coco", pictures=50, boxes=60, labels=labels[:2]),
-            SetFacts(
-                name="old shapes", role="keep", format="coco", pictures=50, boxes=90, labels=("RED square", "dog")
+            DatasetFacts(name="ten pictures", role="train", format="coco", images=10, boxes=1234, labels=labels),
+            DatasetFacts(name="new shape", role="eval", format="coco", images=50, boxes=60, labels=labels[:2]),
+            DatasetFacts(
+                name="old shapes", role="retain", format="coco", images=50, boxes=90, labels=("RED square", "dog")
             ),
         ],
     )
-    (run / "pictures").mkdir()
+    (run / "examples").mkdir()
     for step, color in ((200, "red"), (400, "blue")):
-        Image.new("RGB", (30, 20), color).save(run / "pictures" / f"step-{step:06d}.png")
+        Image.new("RGB", (30, 20), color).save(run / "examples" / f"step-{step:06d}.png")
     return run

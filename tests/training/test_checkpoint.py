@@ -21,7 +21,7 @@ from accelerate import Accelerator, debug_launcher
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from hf_grounding_dino.training.states import RunFolder, StateError, StopSignal, step_name
+from hf_grounding_dino.training.checkpoint import RunFolder, StateError, StopSignal, step_name
 
 from .runs import Bomb
 
@@ -106,13 +106,17 @@ def in_child(work: Callable[[], None], last_call: int | None = None) -> int:
     os._exit(0)
 
 
-def kill_at_every_instant(start: Path, copy: Path, work: Callable[[], None], check: Callable[[], None]) -> int:
+def kill_at_every_instant(
+    start: Path, copy: Path, work: Callable[[], None], check: Callable[[], None], stride: int = 1
+) -> int:
     """Repeat `work` on fresh copies of a folder, killed at instant 0, 1, 2, ... until it ends by itself.
+
+    With a stride, at every so many instants.
 
     Returns:
         How often it was killed.
     """
-    for instant in range(MOST_INSTANTS):
+    for instant in range(0, MOST_INSTANTS, stride):
         shutil.rmtree(copy, ignore_errors=True)
         if start.exists():
             shutil.copytree(start, copy)
@@ -124,11 +128,8 @@ def kill_at_every_instant(start: Path, copy: Path, work: Callable[[], None], che
     raise AssertionError("it never ended")
 
 
-# --- states ----------------------------------------------------------------------------------------------------------
-
-
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:
-    """Weight, momentum, random numbers; of several states only the newest is kept."""
+    """Weight, momentum and random numbers."""
     run = Run(tmp_path)
     run.model(torch.ones(1, 1)).sum().backward()
     run.optimizer.step()
@@ -138,25 +139,20 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     assert run.load() == 500
     assert torch.equal(torch.rand(3), expected)
     assert run.optimizer.state_dict()["state"][0]["momentum_buffer"].item() == 1.0
-    run.save(1000)
-    assert run.load() == 1000
-    assert [path.name for path in (tmp_path / "state").iterdir()] == ["000001-step-001000"]
 
 
 def test_a_state_saved_later_is_newer_whatever_its_step(tmp_path: Path) -> None:
-    """A run that began anew in the folder of a longer one, and one that saves a step twice."""
-    run = Run(tmp_path)
-    for step in (9000, 500, 500):
-        run.save(step)
-        assert run.load() == step
-
-
-def test_nothing_to_resume_from(tmp_path: Path) -> None:
+    """A run that began anew in the folder of a longer one, and one that saves a step twice; one is kept."""
     run = Run(tmp_path)
     (tmp_path / "state" / "000000-step-000500").mkdir(parents=True)  # no step.json: never complete
     with pytest.raises(FileNotFoundError, match=r"Nothing to resume from in .*state"):
-        run.folder.load_state(run.accelerator)
+        run.load()
     assert run.folder.newest_state() is None
+    (tmp_path / "state" / "000000-step-000500").rmdir()
+    for number, step in enumerate((9000, 500, 500)):
+        run.save(step)
+        assert run.load() == step
+        assert [path.name for path in (tmp_path / "state").iterdir()] == [f"{number:06d}-{step_name(step)}"]
 
 
 @pytest.mark.parametrize("step_before", [None, 500])
@@ -177,7 +173,8 @@ def test_killed_at_any_instant_a_state_is_left(tmp_path: Path, step_before: int 
         assert copy.load() == 2000
         assert len(list(copy.folder.states.iterdir())) == 1, "nothing is left over"
 
-    instants = kill_at_every_instant(start.folder.path, copy.folder.path, lambda: copy.save(1000), check)
+    stride = 3 if step_before is None else 1
+    instants = kill_at_every_instant(start.folder.path, copy.folder.path, lambda: copy.save(1000), check, stride)
     assert seen == {step_before, 1000}
     assert instants > 10
 
@@ -336,17 +333,6 @@ def test_two_processes_agree_and_one_can_go_on(tmp_path: Path, monkeypatch: pyte
     assert run.folder.load_state(run.accelerator)[0] == 500
 
 
-# --- models ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_model_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    for value in ("old", "new"):
-        folder.save_model(write(value), "best")
-        assert read(tmp_path / "run" / "best") == value
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["best"]
-
-
 @pytest.mark.parametrize("existing", [False, True])
 def test_killed_at_any_instant_a_model_is_whole(tmp_path: Path, existing: bool) -> None:
     start, copy = RunFolder(tmp_path / "start"), RunFolder(tmp_path / "copy")
@@ -361,7 +347,9 @@ def test_killed_at_any_instant_a_model_is_whole(tmp_path: Path, existing: bool) 
         seen.add(read(last) if last.exists() else None)
         assert {path.name for path in copy.path.iterdir()} <= {"last"}, "nothing is left over"
 
-    kill_at_every_instant(start.path, copy.path, lambda: copy.save_model(write("new"), "last"), check)
+    kill_at_every_instant(
+        start.path, copy.path, lambda: copy.save_model(write("new"), "last"), check, 1 if existing else 3
+    )
     assert seen == {"old" if existing else None, "new"}
 
 
@@ -409,7 +397,7 @@ def test_old_steps_are_pruned(tmp_path: Path, last: int, scores: dict[int, float
     for step in (100, 200, 300, 400, 1000):
         folder.save_model(write(str(step)), step_name(step))
     folder.save_model(write("best"), "best")
-    folder.keep(last, scores)
+    folder.prune(last, scores)
     assert {path.name for path in tmp_path.iterdir()} == {"best", *map(step_name, kept)}
 
 
@@ -423,32 +411,21 @@ def test_a_step_is_never_seen_half_deleted(tmp_path: Path) -> None:
         assert {path.name for path in copy.path.iterdir()} in ({"step-000001", "step-000002"}, {"step-000002"})
         assert all(read(path) == str(int(path.name[5:])) for path in copy.path.iterdir())
 
-    assert kill_at_every_instant(start.path, copy.path, lambda: copy.keep(1, {2: 1.0}), check) > 2
-
-
-# --- metrics ---------------------------------------------------------------------------------------------------------
+    assert kill_at_every_instant(start.path, copy.path, lambda: copy.prune(1, {2: 1.0}), check) > 2
 
 
 def test_metrics_after_the_step_are_dropped(tmp_path: Path) -> None:
-    """Lines of steps 50 to 200, and a kill in the middle of the next; going on from step 100 two whole ones stay."""
+    """Lines of steps 50 to 200, and a kill in the middle of the next; going on from step 100 two whole ones stay.
+
+    A last line without its end can be read, but the next one would be appended to it.
+    """
     folder = RunFolder(tmp_path)
     folder.trim_metrics(100)
     lines = [json.dumps({"step": step, "loss": 1.0}) + "\n" for step in (50, 100, 150, 200)]
-    folder.metrics.write_text("".join(lines) + '{"step": 2')
-    for _ in range(2):
+    for text in ("".join(lines) + '{"step": 2', "".join(lines[:2]), "".join(lines[:2]) + '{"step": 60}'):
+        folder.metrics.write_text(text)
         folder.trim_metrics(100)
         assert folder.metrics.read_text() == "".join(lines[:2])
-
-
-def test_a_last_line_without_its_end_is_dropped(tmp_path: Path) -> None:
-    """It can be read, but the next line would be appended to it."""
-    folder = RunFolder(tmp_path)
-    folder.metrics.write_text('{"step": 1}\n{"step": 2}')
-    folder.trim_metrics(5)
-    assert folder.metrics.read_text() == '{"step": 1}\n'
-
-
-# --- signals ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
