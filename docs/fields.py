@@ -1,24 +1,38 @@
-"""For the reference: what a class says of its fields, a line each, becomes a list."""
+"""For the API reference: what a class says of its fields becomes a list, with types and defaults."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-from griffe import Class, Extension
+from griffe import Attribute, Class, Docstring, Extension
 
 _FIELD = re.compile(r"((?:\w+, )*\w+): ")
 
 
 class Fields(Extension):
-    """Makes a list of the paragraph in which a class says "name: meaning" of its fields."""
+    """Lists fields in the docstring of their class: those described there, and those with a docstring of their own."""
 
     def on_class(self, *, cls: Class, **_: Any) -> None:
         """Rewrite the docstring of one class."""
+        own = [
+            member
+            for member in cls.members.values()
+            if isinstance(member, Attribute) and member.docstring and member.annotation and member.is_public
+        ]
         if cls.docstring is None:
             return
         paragraphs = [self._marked(text, cls) for text in cls.docstring.value.split("\n\n")]
-        cls.docstring.value = "\n\n".join(paragraphs)
+        if own:
+            paragraphs.append("\n".join(map(self._listed, own)))
+        cls.docstring = Docstring("\n\n".join(paragraphs), parent=cls)
+        for field in own:
+            field.docstring = None
+
+    def _listed(self, field: Attribute) -> str:
+        value = "" if field.value is None else f" = {field.value}"
+        text = " ".join(field.docstring.value.split()) if field.docstring else ""
+        return f"- `{field.name}: {field.annotation}{value}`: {text}"
 
     def _marked(self, paragraph: str, cls: Class) -> str:
         lines = paragraph.split("\n")
