@@ -48,7 +48,7 @@ def test_a_file_that_is_none_is_named(tmp_path: Path, content: str, message: str
 
 
 def test_a_model_without_thresholds_says_so(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"thresholds\.json.*`calibrate` makes one"):
+    with pytest.raises(FileNotFoundError, match=r"thresholds\.json.*`tune-thresholds` makes one"):
         Thresholds.from_pretrained(tmp_path)
 
 

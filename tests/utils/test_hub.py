@@ -77,7 +77,7 @@ def test_the_thresholds_beside_a_model(
     refuse_to_wait(monkeypatch)
     image = [str(DEMO_IMAGE), "--labels", "red square", "--output", str(tmp_path / "out")]
     assert main(["detect", *image, "--model", "x/nano", "--threshold", "calibrated", "--device", "cpu"]) == 2
-    assert "no thresholds.json of x/nano (`calibrate` makes one)" in capsys.readouterr().err
+    assert "no thresholds.json of x/nano (`tune-thresholds` makes one)" in capsys.readouterr().err
 
 
 def test_what_people_see(

@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--thresholds",
         type=Path,
         metavar="FILE",
-        help='others, by label: JSON {"cat": 0.4, ...}, or a file that `calibrate` wrote',
+        help='others, by label: JSON {"cat": 0.4, ...}, or a file that `tune-thresholds` wrote',
     )
     add_running_options(parser, batch_size=4)
     parser.add_argument("--threads", type=whole_number(1, 1024), help="that read images ahead; by default one a core")

@@ -63,7 +63,7 @@ def add_kept_options(parser: argparse.ArgumentParser, *, calibrated: bool = Fals
 def add_threshold_options(parser: argparse.ArgumentParser, *, calibrated: bool, by_protocol: bool) -> None:
     """Add `--threshold`, `--text-threshold` and `--nms`."""
     shown = "with --nms {}, else none" if by_protocol else "{}"
-    beside = ', or "calibrated" for what `calibrate` put beside the model' if calibrated else ""
+    beside = ', or "calibrated" for what `tune-thresholds` put beside the model' if calibrated else ""
     parser.add_argument(
         "--threshold",
         type=share_or_calibrated if calibrated else share,
@@ -176,7 +176,7 @@ def with_thresholds(post: PostProcessing, thresholds: Thresholds, labels: Sequen
 
 
 def calibrated_thresholds(model: str, labels: Sequence[str]) -> Thresholds:
-    """What `calibrate` put beside a model; says which labels have no threshold of their own.
+    """What `tune-thresholds` put beside a model; says which labels have no threshold of their own.
 
     Raises:
         UserError: there is nothing, or it cannot be read.

@@ -81,8 +81,8 @@ class GroundingDinoPipeline(ZeroShotObjectDetectionPipeline):
                 quotes may hold one; for a list of images also
                 one list of labels an image. Dicts have their own.
             **kwargs: `threshold` (0.1): the least score, exclusive; one for all, one for each label as a list or a
-                mapping, or "calibrated" for those that `calibrate` has put beside the model (scored by "mean", which
-                they are for). `top_k`: the most detections of an image.
+                mapping, or "calibrated" for those that `tune-thresholds` has put beside the model (scored by
+                "mean", which they are for). `top_k`: the most detections of an image.
                 `nms`: of two boxes of one label that overlap by more (IoU), keep the better. `batch_size` (1):
                 images that run together. `timeout`: of URLs, in seconds. `scoring`: see `large_vocabulary.detect`;
                 here it is "max". `chunk_tokens`, `chunk_labels`, `chunk_batch`: see `large_vocabulary.Chunking`.
@@ -190,7 +190,7 @@ class GroundingDinoPipeline(ZeroShotObjectDetectionPipeline):
 
     @cached_property
     def _calibrated_thresholds(self) -> Thresholds:
-        """What `calibrate` put beside the model, read once, from where and by what right the model was loaded."""
+        """What `tune-thresholds` put beside the model, read once, from where and by what right the model was loaded."""
         return Thresholds.from_pretrained(self.model.name_or_path or "", **hub_options(self.model))
 
     def postprocess(self, found: Detections, top_k: int | None = None) -> list[Found]:  # type: ignore[override]

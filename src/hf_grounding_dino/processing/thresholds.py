@@ -75,7 +75,7 @@ class Thresholds:
         """
         path = Path(file)
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: there is no such file of thresholds (`calibrate` makes one)")
+            raise FileNotFoundError(f"{path}: there is no such file of thresholds (`tune-thresholds` makes one)")
         try:
             content = load_json(path.read_bytes())
             return cls(content["default"], dict(content.get("labels", {})), str(content.get("source", "")))
@@ -104,7 +104,9 @@ class Thresholds:
             file = cached_file(str(model), THRESHOLDS_FILE, **hub_options)
         except OSError as error:
             reason = str(error).strip().split("\n")[0]
-            raise FileNotFoundError(f"no {THRESHOLDS_FILE} of {model} (`calibrate` makes one): {reason}") from error
+            raise FileNotFoundError(
+                f"no {THRESHOLDS_FILE} of {model} (`tune-thresholds` makes one): {reason}"
+            ) from error
         return cls.read(str(file))
 
     def write(self, folder: str | os.PathLike[str]) -> Path:
