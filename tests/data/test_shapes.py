@@ -82,7 +82,7 @@ class TestScenes:
         first, second = generate_scene(5, 9, size=(128, 128)), generate_scene(5, 9, size=(128, 128))
         assert first.objects == second.objects and first.image.tobytes() == second.image.tobytes()
         for seed, index, split in ((6, 9, "train"), (5, 10, "train"), (5, 9, "val")):
-            other = generate_scene(seed, index, split=split, size=(128, 128))  # type: ignore[arg-type]
+            other = generate_scene(seed, index, split=split, size=(128, 128))
             assert first.image.tobytes() != other.image.tobytes() and first.objects != other.objects
 
     def test_sizes_counts_and_boxes_keep_their_ranges(self) -> None:
@@ -102,7 +102,7 @@ class TestScenes:
     def test_an_unseen_pair_is_shown_by_its_split_alone_and_there_in_every_scene(self) -> None:
         """Half of all objects there are of such a pair."""
         for split in ("train", "val"):
-            shown = {item.name for scene in scenes(200, split) for item in scene.objects}  # type: ignore[arg-type]
+            shown = {item.name for scene in scenes(200, split) for item in scene.objects}
             assert shown == set(CATEGORIES) - UNSEEN_NAMES
         unseen = [[item.name in UNSEEN_NAMES for item in scene.objects] for scene in scenes(200, "unseen")]
         assert all(any(scene) for scene in unseen)
@@ -165,7 +165,7 @@ class TestScenes:
     )
     def test_refusals(self, arguments: dict[str, object], message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            generate_scene(**{"seed": 0, "index": 0, **arguments})  # type: ignore[arg-type]
+            generate_scene(**{"seed": 0, "index": 0, **arguments})
 
 
 class TestPrompts:
@@ -174,7 +174,7 @@ class TestPrompts:
         """And in training none names an unseen pair."""
         assert list(VOCABULARY) == sorted(set(VOCABULARY))
         for split in ("train", "unseen"):
-            for scene, grounding in prompts(100, split, prompt):  # type: ignore[arg-type]
+            for scene, grounding in prompts(100, split, prompt):
                 text = sentence(grounding)
                 assert set(re.findall(r"\w+|[^\w\s]", text)) <= set(VOCABULARY)
                 assert split == "unseen" or not any(name in text for name in UNSEEN_NAMES)
@@ -185,7 +185,6 @@ class TestPrompts:
         kinds = set()
         for scene, grounding in prompts(200, "val", partial(detection_prompt, max_negatives=5)):
             assert len(set(grounding.text)) == len(grounding.text)
-            assert grounding.class_labels is not None
             assert grounding.boxes == tuple(item.box for item in scene.objects)
             for item, label in zip(scene.objects, grounding.class_labels, strict=True):
                 assert grounding.text[label] in (item.name, item.shape, f"{item.color} object")
@@ -277,7 +276,6 @@ class TestReferring:
         counts = []
         for scene, grounding in prompts(100, "train", expressions_prompt):
             text = sentence(grounding)
-            assert grounding.spans is not None
             found = []
             for box, spans in zip(grounding.boxes, grounding.spans, strict=True):
                 for start, end in spans:
@@ -296,7 +294,6 @@ class TestReferring:
         said, most = set(), 0
         for scene, grounding in prompts(100, "train", partial(places_prompt, axes=axes)):
             text = sentence(grounding)
-            assert grounding.spans is not None
             for box, spans in zip(grounding.boxes, grounding.spans, strict=True):
                 for start, end in spans:
                     assert expected_target(text[start : end + 1], scene)[1].box == box, text

@@ -39,7 +39,7 @@ class TestDataset:
                 assert isinstance(item["text"], str)
             forms.add("spans" in item)
         assert forms == {True, False}
-        assert len(list(dataset)) == 20  # type: ignore[call-overload]
+        assert len(list(dataset)) == 20
 
     def test_items_do_not_depend_on_the_order_or_the_length(self) -> None:
         short, long = ShapesDataset(5, task="referring"), ShapesDataset(50, task="referring")
@@ -73,7 +73,7 @@ class TestDataset:
     @pytest.mark.parametrize("arguments", [{"length": -1}, {"seed": -1}, {"split": "test"}, {"task": "counting"}])
     def test_refusals(self, arguments: dict[str, object]) -> None:
         with pytest.raises(ValueError, match="must be"):
-            ShapesDataset(**{"length": 1, **arguments})  # type: ignore[arg-type]
+            ShapesDataset(**{"length": 1, **arguments})
 
     @pytest.mark.parametrize("index", [-1, 3])
     def test_positions_outside_are_refused(self, index: int) -> None:
@@ -130,8 +130,8 @@ class TestFiles:
 
     @pytest.mark.parametrize("task", ["caption", "referring"])
     def test_odvg_grounding_lines(self, tmp_path: Path, task: str) -> None:
-        path = write_odvg(tmp_path, count=12, seed=2, split="train", task=task)  # type: ignore[arg-type]
-        dataset = ShapesDataset(12, seed=2, task=task)  # type: ignore[arg-type]
+        path = write_odvg(tmp_path, count=12, seed=2, split="train", task=task)
+        dataset = ShapesDataset(12, seed=2, task=task)
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         assert len(lines) == 12
         for index, line in enumerate(lines):
@@ -147,7 +147,7 @@ class TestFiles:
 
     def test_odvg_refuses_a_mixture(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="task"):
-            write_odvg(tmp_path, count=1, seed=0, split="train", task="mixed")  # type: ignore[arg-type]
+            write_odvg(tmp_path, count=1, seed=0, split="train", task="mixed")
 
 
 def test_scenes_of_few_objects() -> None:

@@ -94,19 +94,19 @@ def test_labels_and_the_caption_of_transformers_have_the_same_ids() -> None:
     ],
 )
 def test_each_form_of_text_has_one_meaning(text: object, num_images: int | None, expected: list[object]) -> None:
-    assert one_prompt_per_image(text, num_images) == expected  # type: ignore[arg-type]
+    assert one_prompt_per_image(text, num_images) == expected
 
 
 @pytest.mark.parametrize(("text", "num_images"), [([], 1), ([["cat"], ["dog"]], 3), (["a.", ["b"]], 1)])
 def test_other_numbers_of_prompts_are_refused(text: object, num_images: int) -> None:
     with pytest.raises(ValueError, match=r"No labels|prompts for"):
-        one_prompt_per_image(text, num_images)  # type: ignore[arg-type]
+        one_prompt_per_image(text, num_images)
 
 
 @pytest.mark.parametrize("text", [5, {"cat": 1}, b"cat", [["cat"], 5]])
 def test_what_is_no_text_is_refused(text: object) -> None:
     with pytest.raises(ValueError, match=r"Give a list of labels, not (int|dict|bytes)\."):
-        one_prompt_per_image(text, None)  # type: ignore[arg-type]
+        one_prompt_per_image(text, None)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from hf_grounding_dino.data.shapes import write_coco, write_odvg
 COUNT = 4
 
 
-def images_of(document: dict) -> list[tuple[dict, list[tuple[str, list[float]]]]]:  # type: ignore[type-arg]
+def images_of(document: dict) -> list[tuple[dict, list[tuple[str, list[float]]]]]:
     names = {category["id"]: category["name"] for category in document["categories"]}
     result = []
     for image in document["images"]:
@@ -23,7 +23,7 @@ def images_of(document: dict) -> list[tuple[dict, list[tuple[str, list[float]]]]
     return result
 
 
-def write_yolo(root: Path, document: dict, names: list[str]) -> Path:  # type: ignore[type-arg]
+def write_yolo(root: Path, document: dict, names: list[str]) -> Path:
     (root / "labels").mkdir()
     for image, boxes in images_of(document):
         width, height = image["width"], image["height"]
@@ -36,7 +36,7 @@ def write_yolo(root: Path, document: dict, names: list[str]) -> Path:  # type: i
     return root / "data.yaml"
 
 
-def write_voc(root: Path, document: dict) -> Path:  # type: ignore[type-arg]
+def write_voc(root: Path, document: dict) -> Path:
     (root / "Annotations").mkdir()
     for image, boxes in images_of(document):
         parts = [
@@ -50,7 +50,7 @@ def write_voc(root: Path, document: dict) -> Path:  # type: ignore[type-arg]
     return root
 
 
-def write_imagefolder(root: Path, document: dict) -> Path:  # type: ignore[type-arg]
+def write_imagefolder(root: Path, document: dict) -> Path:
     lines = [
         {"file_name": image["file_name"], "objects": {"bbox": [b for _, b in boxes], "category": [n for n, _ in boxes]}}
         for image, boxes in images_of(document)
@@ -61,7 +61,6 @@ def write_imagefolder(root: Path, document: dict) -> Path:  # type: ignore[type-
 
 def described(records: RecordSet) -> list[list[tuple[str, list[float]]]]:
     def boxes(record: Record) -> list[tuple[str, list[float]]]:
-        assert record.labels is not None
         names = [records.label_names[label] for label in record.labels.tolist()]
         return list(zip(names, record.boxes.tolist(), strict=True))
 
@@ -85,7 +84,7 @@ def test_the_same_images_in_five_layouts(tmp_path: Path, monkeypatch: pytest.Mon
     sets = {}
     for layout, (path, images) in sources.items():
         sets[layout] = open_records(SourceEntry(format=layout, annotations=str(path), images=images))
-    expected = described(sets.pop("coco"))  # type: ignore[arg-type]
+    expected = described(sets.pop("coco"))
     assert len(expected) == COUNT and sum(map(len, expected)) > COUNT
     for layout, records in sets.items():
         assert isinstance(records, RecordSet)

@@ -32,9 +32,7 @@ def target(image_id: int, bbox: Any, spans: Any = None, **more: Any) -> dict[str
 def read(folder: Path, images: list[Any], annotations: list[Any]) -> RecordSet:
     path = folder / "set.json"
     path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": []}))
-    records = open_records(SourceEntry(format="mdetr", annotations=str(path)))
-    assert isinstance(records, RecordSet)
-    return records
+    return open_records(SourceEntry(format="mdetr", annotations=str(path)))
 
 
 def test_captions_of_one_image_with_spans(folder: Path) -> None:
@@ -113,9 +111,7 @@ def test_a_messy_file_gives_exactly_its_findings(folder: Path) -> None:
     assert what["outside box"].startswith("box 5 [95, ")
     assert [records[i].image_id for i in range(len(records))] == [1, 5]
     assert records[0].boxes.tolist() == [[1, 1, 10, 10], [95, 1, 100, 10]]
-    crowd = records[1].crowd
-    assert crowd is not None
-    assert crowd.tolist() == [True]
+    assert records[1].crowd.tolist() == [True]
     assert before == hashlib.sha256((folder / "set.json").read_bytes()).digest()
 
 

@@ -34,9 +34,7 @@ def write(folder: Path, *lines: Any) -> Path:
 
 
 def read(path: Path, **options: Any) -> RecordSet:
-    records = open_records(SourceEntry(format="odvg", annotations=str(path), **options))
-    assert isinstance(records, RecordSet)
-    return records
+    return open_records(SourceEntry(format="odvg", annotations=str(path), **options))
 
 
 def detect(*instances: Any, filename: str = "a.png", **more: Any) -> dict[str, Any]:
@@ -66,9 +64,7 @@ class TestDetection:
         records = read(write(folder, *lines), label_map=str(folder / "labels.json"))
         assert records.label_names == ("cat", "hot dog")
         assert records.category_ids == (0, 1)
-        labels = records[0].labels
-        assert labels is not None
-        assert labels.tolist() == [1, 0]
+        assert records[0].labels.tolist() == [1, 0]
         assert records[0].boxes.tolist() == [[1, 2, 30, 40], [5.5, 6, 7, 8]]
         assert records[0].image == folder / "a.png"
         assert [records[i].image_id for i in range(3)] == ["a.png", "b.png", "c.png"]
@@ -170,7 +166,6 @@ class TestGrounding:
         for index in range(4):
             record, item = records[index], items[index]
             assert record.caption == item["text"]
-            assert record.spans is not None
             assert [list(spans) for spans in record.spans] == item["spans"]
             torch.testing.assert_close(record.boxes, item["boxes"])
 

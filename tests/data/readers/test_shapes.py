@@ -13,9 +13,7 @@ from hf_grounding_dino.data.shapes import CATEGORIES, UNSEEN_PAIRS, ShapesDatase
 
 
 def shapes(annotations: str) -> RecordSet:
-    records = open_records(SourceEntry(format="shapes", annotations=annotations))
-    assert isinstance(records, RecordSet)
-    return records
+    return open_records(SourceEntry(format="shapes", annotations=annotations))
 
 
 def test_scenes_are_records_with_labels_and_sizes() -> None:
@@ -25,7 +23,6 @@ def test_scenes_are_records_with_labels_and_sizes() -> None:
     for number in range(6):
         record, scene = pickle.loads(pickle.dumps(records))[number], scenes.scene(number)
         assert record.size == records.size(number) == scene.image.size
-        assert record.labels is not None
         assert [records.label_names[i] for i in record.labels.tolist()] == [shape.name for shape in scene.objects]
         assert torch.equal(record.boxes, torch.tensor([shape.box for shape in scene.objects], dtype=torch.float32))
     assert records.label_names == CATEGORIES
@@ -40,7 +37,7 @@ def test_pairs_that_are_held_out_are_no_labels_in_training() -> None:
 def test_words_stand_where_the_spans_say(task: str) -> None:
     """A list of labels or expressions becomes a caption of all of them."""
     records = shapes(f"train?count=8&task={task}&width=160&height=128")
-    items = ShapesDataset(8, task=task, size=(160, 128))  # type: ignore[arg-type]
+    items = ShapesDataset(8, task=task, size=(160, 128))
     for number in range(8):
         record, item = records[number], items[number]
         assert record.caption is not None and record.spans is not None and record.labels is None

@@ -31,9 +31,7 @@ def save_yaml(file: Path, /, **document: Any) -> Path:
 
 
 def read(path: Path, **options: Any) -> RecordSet:
-    records = open_records(SourceEntry(format="yolo", annotations=str(path), **options))
-    assert isinstance(records, RecordSet)
-    return records
+    return open_records(SourceEntry(format="yolo", annotations=str(path), **options))
 
 
 def found(records: RecordSet) -> list[tuple[str, str]]:
@@ -54,7 +52,7 @@ class TestLines:
         """(0.5, 0.5, 0.5, 0.2) of 200 x 100 is x from 50 to 150 and y from 40 to 60."""
         records = read(one_image(tmp_path, LINE))
         assert records[0].boxes.tolist() == [[50, 40, 150, 60]]
-        assert records[0].labels is not None and records[0].labels.tolist() == [0]
+        assert records[0].labels.tolist() == [0]
         assert records[0].size == records.size(0) == (200, 100)
         assert records[0].image_id == "images/train/a.png"
         assert records.findings == ()
@@ -174,7 +172,7 @@ class TestNames:
         """Labels 0 and 3 are positions 0 and 1."""
         records = read(one_image(tmp_path, "3 0.5 0.5 0.5 0.2\n", names={3: "hot_dog", 0: "cat"}))
         assert records.label_names == ("cat", "hot dog") and records.category_ids == (0, 3)
-        assert records[0].labels is not None and records[0].labels.tolist() == [1]
+        assert records[0].labels.tolist() == [1]
         assert {finding.kind for finding in records.findings} == {"gapped ids", "unused category"}
 
     @pytest.mark.parametrize(
