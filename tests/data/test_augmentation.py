@@ -19,7 +19,6 @@ from hf_grounding_dino.data.augmentation import (
     name_a_side,
     resized_size,
 )
-from hf_grounding_dino.data.shapes import Scene, ShapeObject, generate_scene, referring_prompt
 
 PAINT = [((255, 0, 0), (20, 30, 120, 200)), ((0, 255, 0), (300, 40, 610, 90)), ((0, 0, 255), (200, 250, 420, 470))]
 
@@ -322,47 +321,3 @@ def test_labels_of_a_side_forbid_flips() -> None:
     box = [[0.0, 0, 10, 10]]
     assert augment(fixed(flip=1.0), boxes=box, labels=["cat", "left shoe"]).boxes.tolist() == box
     assert augment(fixed(flip=1.0), boxes=box, labels=["cat"]).boxes.tolist() == [[190, 0, 200, 10]]
-
-
-# --- expressions about a drawn scene -----------------------------------------------------------------------------
-
-EXCHANGED = {"left": "right", "right": "left", "leftmost": "rightmost", "rightmost": "leftmost"}
-
-
-def expressions_of_a_side(count: int) -> list[tuple[Scene, str, tuple[int, int, int, int], tuple[int, int]]]:
-    """Scenes with an expression that names a side, the box it means and its span."""
-    found = []
-    for index in range(count):
-        scene = generate_scene(11, index)
-        grounding = referring_prompt(scene, np.random.default_rng(index))
-        if grounding is not None and set(EXCHANGED) & set(grounding.text.strip(".").split()):
-            found.append((scene, grounding.text, grounding.boxes[0], grounding.spans[0][0]))
-    return found
-
-
-def fits(item: ShapeObject, words: str) -> bool:
-    return all(w in (item.shape, item.color, item.size, item.fill, "object", "big") for w in words.split())
-
-
-def test_expressions_are_true_of_the_flipped_scene() -> None:
-    """Each word is exchanged, the span holds the expression, and "the rightmost" one has the largest x."""
-    cases = expressions_of_a_side(80)
-    assert len(cases) > 12
-    outermost = 0
-    for scene, text, box, (start, end) in cases:
-        scale_free = fixed(flip=1.0, short_sides=(min(scene.image.size),))
-        boxes = torch.tensor([box, *(item.box for item in scene.objects)], dtype=torch.float32)
-        spans = [[(start, end)]] * len(boxes)
-        result = Augmentation(scale_free)(scene.image, boxes, np.random.default_rng(0), text, spans)
-        expected = " ".join(EXCHANGED.get(word, word) for word in text.strip(".").split())
-        assert result.caption == expected + "."
-        (new_start, new_end) = result.spans[0][0]
-        assert result.caption[new_start:new_end] == expected
-        side, words = expected.split()[1], " ".join(expected.split()[2:])
-        members = [i for i, item in enumerate(scene.objects, start=1) if fits(item, words)]
-        if side in ("leftmost", "rightmost") and members:
-            centers = (result.boxes[:, 0] + result.boxes[:, 2]) / 2
-            extreme = centers[members].max() if side == "rightmost" else centers[members].min()
-            assert centers[0] == extreme
-            outermost += 1
-    assert outermost > 1

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+from hf_grounding_dino.data.images import load_image
+from hf_grounding_dino.data.readers import open_records
+from hf_grounding_dino.data.records import SourceEntry
 from hf_grounding_dino.data.shapes import (
     CATEGORIES,
     Grounding,
@@ -82,24 +84,16 @@ class TestDataset:
 
 
 class TestFiles:
-    def test_coco_round_trip(self, tmp_path: Path) -> None:
+    def test_coco_says_what_the_scenes_hold(self, tmp_path: Path) -> None:
         path = write_coco(tmp_path, count=4, seed=2, split="val")
-        document = json.loads(path.read_text())
-        names = {category["id"]: category["name"] for category in document["categories"]}
-        assert list(names.items()) == list(enumerate(CATEGORIES, start=1))
-        for index, image in enumerate(document["images"]):
-            scene = generate_scene(2, index, split="val")
-            with Image.open(tmp_path / "images" / image["file_name"]) as stored:
-                assert stored.tobytes() == scene.image.tobytes()
-            assert (image["width"], image["height"]) == scene.image.size
-            found = [entry for entry in document["annotations"] if entry["image_id"] == image["id"]]
-            assert [names[entry["category_id"]] for entry in found] == [item.name for item in scene.objects]
-            for entry, item in zip(found, scene.objects, strict=True):
-                x, y, width, height = entry["bbox"]
-                assert (x, y, x + width, y + height) == pytest.approx(item.box)
-                assert entry["area"] == width * height
-                assert entry["iscrowd"] == 0
-        assert len({entry["id"] for entry in document["annotations"]}) == len(document["annotations"])
+        records = open_records(SourceEntry(annotations=str(path), images=str(tmp_path / "images")))
+        assert (records.label_names, records.category_ids) == (CATEGORIES, tuple(range(1, 65)))
+        for index in range(4):
+            record, scene = records[index], generate_scene(2, index, split="val")
+            assert load_image(record.image).tobytes() == scene.image.tobytes() and record.size == scene.image.size
+            assert [CATEGORIES[label] for label in record.labels.tolist()] == [item.name for item in scene.objects]
+            torch.testing.assert_close(record.boxes, torch.tensor([item.box for item in scene.objects]))
+            torch.testing.assert_close(record.area, torch.tensor([item.area for item in scene.objects]))
         assert sorted(entry.name for entry in tmp_path.iterdir()) == ["annotations.json", "images"]
 
     def test_coco_of_some_categories(self, tmp_path: Path) -> None:
@@ -113,37 +107,22 @@ class TestFiles:
         with pytest.raises(ValueError, match="categor"):
             write_coco(tmp_path, count=1, seed=0, split="val", categories=categories)
 
-    def test_odvg_detection_lines(self, tmp_path: Path) -> None:
-        path = write_odvg(tmp_path, count=3, seed=2, split="train", task="detection")
-        label_map = json.loads((tmp_path / "label_map.json").read_text())
-        assert label_map == {str(label): name for label, name in enumerate(CATEGORIES)}
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        assert len(lines) == 3
-        for index, line in enumerate(lines):
-            scene = generate_scene(2, index)
-            assert (line["width"], line["height"]) == scene.image.size
-            assert (tmp_path / "images" / line["filename"]).is_file()
-            instances = line["detection"]["instances"]
-            assert [tuple(instance["bbox"]) for instance in instances] == [item.box for item in scene.objects]
-            for instance, item in zip(instances, scene.objects, strict=True):
-                assert label_map[str(instance["label"])] == instance["category"] == item.name
-
     @pytest.mark.parametrize("task", ["caption", "referring"])
-    def test_odvg_grounding_lines(self, tmp_path: Path, task: str) -> None:
-        path = write_odvg(tmp_path, count=12, seed=2, split="train", task=task)
-        dataset = ShapesDataset(12, seed=2, task=task)
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        assert len(lines) == 12
-        for index, line in enumerate(lines):
-            item = dataset[index]
-            assert isinstance(item["text"], str)
-            assert line["grounding"]["caption"] == item["text"]
-            boxes: list[list[float]] = []
-            for region in line["grounding"]["regions"]:
+    def test_odvg_says_what_the_captions_name(self, tmp_path: Path, task: str) -> None:
+        """Detection lines are compared with COCO where all layouts are."""
+        path = write_odvg(tmp_path, count=8, seed=2, split="train", task=task)
+        records = open_records(SourceEntry(format="odvg", annotations=str(path), images=str(tmp_path / "images")))
+        assert len(records) == 8 and records.label_names == ()
+        for index, item in enumerate(map(ShapesDataset(8, seed=2, task=task).__getitem__, range(8))):
+            record = records[index]
+            assert record.caption == item["text"]
+            assert [list(spans) for spans in record.spans] == item["spans"]
+            torch.testing.assert_close(record.boxes, item["boxes"])
+        for line in path.read_text().splitlines():
+            grounding = json.loads(line)["grounding"]
+            for region in grounding["regions"]:
                 ((start, end),) = region["tokens_positive"]
-                assert item["text"][start:end] == region["phrase"]
-                boxes += region["bbox"] if isinstance(region["bbox"][0], list) else [region["bbox"]]
-            assert boxes == item["boxes"].tolist()
+                assert grounding["caption"][start:end] == region["phrase"]
 
     def test_odvg_refuses_a_mixture(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="task"):

@@ -91,25 +91,6 @@ def test_boxes_are_relative_to_the_image_and_not_to_the_canvas(ours: Any, stock:
     assert not torch.allclose(stock(batch, [target, target], return_tensors="pt")["labels"][0]["boxes"], expected)
 
 
-def same_options(one: Any, other: Any) -> bool:
-    return json.loads(one.to_json_string()) == json.loads(other.to_json_string())
-
-
-def test_either_loads_what_the_other_saved(ours: Any, stock: Any, tmp_path: Path) -> None:
-    with silence():
-        ours.save_pretrained(tmp_path / "ours")
-        stock.save_pretrained(tmp_path / "stock")
-        loaded = AutoImageProcessor.from_pretrained(tmp_path / "ours")
-        mine = GroundingDinoImageProcessor.from_pretrained(tmp_path / "stock")
-    assert type(loaded) is transformers.GroundingDinoImageProcessor
-    assert type(mine) is GroundingDinoImageProcessor
-    assert same_options(loaded, ours)
-    assert same_options(mine, ours)
-    assert (tmp_path / "ours/preprocessor_config.json").read_text() == (
-        tmp_path / "stock/preprocessor_config.json"
-    ).read_text()
-
-
 def test_the_form_nested_in_processor_config_is_read_too(ours: Any, tmp_path: Path) -> None:
     nested = {"image_processor": ours.to_dict(), "processor_class": "GroundingDinoProcessor"}
     nested["image_processor"]["size"] = {"shortest_edge": 20, "longest_edge": 33}
