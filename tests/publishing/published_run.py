@@ -16,7 +16,7 @@ from hf_grounding_dino.publishing.facts import DatasetFacts, write_datasets
 RECIPE = {
     "model": "nano",
     "output_dir": "/home/someone/secret project/run",
-    "train": [{"format": "coco", "annotations": "/home/someone/data/ten.json", "name": "ten pictures"}],
+    "train": [{"format": "coco", "annotations": "/home/someone/data/ten.json", "name": "ten images"}],
     "eval": [{"format": "coco", "annotations": "/home/someone/data/val.json", "name": "new shape"}],
     "retain": [{"format": "coco", "annotations": "/home/someone/data/old.json", "name": "old shapes"}],
     "max_steps": 400,
@@ -53,7 +53,7 @@ def write_run(run: Path) -> Path:
     write_datasets(
         run,
         [
-            DatasetFacts(name="ten pictures", role="train", format="coco", images=10, boxes=1234, labels=labels),
+            DatasetFacts(name="ten images", role="train", format="coco", images=10, boxes=1234, labels=labels),
             DatasetFacts(name="new shape", role="eval", format="coco", images=50, boxes=60, labels=labels[:2]),
             DatasetFacts(
                 name="old shapes", role="retain", format="coco", images=50, boxes=90, labels=("RED square", "dog")

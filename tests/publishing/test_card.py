@@ -99,7 +99,7 @@ def test_a_whole_run_has_every_section_with_something_in_it(run: Path) -> None:
     assert list(found) == titles
     assert all(text.strip() for text in found.values())
     assert "(curves.png)" in found["Curves"] and "(examples.png)" in found["Examples"]
-    assert "| ten pictures | training | coco | 10 | 1,234 | 8 |" in found["Data"]
+    assert "| ten images | training | coco | 10 | 1,234 | 8 |" in found["Data"]
     assert "| `denoising.queries` | 100 |" in found["Recipe"] and "lora" not in found["Recipe"]
 
 
@@ -153,8 +153,8 @@ def test_odd_names_break_no_table_and_no_code() -> None:
         assert r'"19\" rack", "back\\slash"' in code
 
 
-def test_a_data_set_is_counted_without_its_pictures(tmp_path: Path) -> None:
-    """Records of 2, 0 and 3 boxes whose pictures do not exist."""
+def test_a_data_set_is_counted_without_its_images(tmp_path: Path) -> None:
+    """Records of 2, 0 and 3 boxes whose images do not exist."""
     records = [
         Record(image_id=i, image=tmp_path / "none.png", boxes=torch.ones(n, 4), labels=torch.zeros(n).long())
         for i, n in enumerate((2, 0, 3))
@@ -168,7 +168,7 @@ def test_a_data_set_is_counted_without_its_pictures(tmp_path: Path) -> None:
     assert facts_of_run(tmp_path).datasets == (facts,)
 
 
-def test_scores_of_few_pictures_and_of_known_ones_are_told() -> None:
+def test_scores_of_few_images_and_of_known_ones_are_told() -> None:
     val = DatasetFacts(name="val", role="eval", images=5000, measured=500, trained_on=True)
     limits = sections(write_card(replace(BARE, datasets=(val,), scores=(SCORE,))))["Limits"]
     assert "Of val, the first 500 of 5,000 images were measured." in limits

@@ -62,7 +62,7 @@ def folder(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_folder_holds_all_of_it_and_no_more(run: Path, folder: Path, tmp_path: Path) -> None:
-    """The denoising table is left out unless asked for; of two sheets of pictures the newer, the blue one, is shown."""
+    """The denoising table is left out unless asked for; of two sheets of examples the newer, the blue one, is shown."""
     assert {file.name for file in folder.iterdir()} == FILES
     assert (folder / "model.safetensors").read_bytes() == (run / "best" / "model.safetensors").read_bytes()
     assert Image.open(folder / "examples.png").getpixel((0, 0)) == (0, 0, 255)
@@ -149,7 +149,7 @@ def test_the_code_of_the_card_runs(folder: Path, monkeypatch: pytest.MonkeyPatch
         assert "red square" in capsys.readouterr().out
 
 
-def test_the_pictures_in_the_card_are_there(folder: Path) -> None:
+def test_the_images_in_the_card_are_there(folder: Path) -> None:
     linked = re.findall(r"\]\(([^):]+)\)", (folder / "README.md").read_text())
     assert set(linked) == {"curves.png", "examples.png", "metrics.jsonl", "recipe.yaml"}
     assert all((folder / name).is_file() for name in linked)
@@ -167,7 +167,7 @@ def test_an_earlier_publication_is_replaced_and_nothing_else_is(run: Path, folde
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_run_without_recipe_metrics_and_pictures_is_published_all_the_same(run: Path, tmp_path: Path) -> None:
+def test_a_run_without_recipe_metrics_and_images_is_published_all_the_same(run: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     shutil.copytree(run / "last", bare / "last")
     publish(bare, which="last", to=tmp_path / "out")

@@ -1,15 +1,14 @@
 """`hf-grounding-dino train` with the weights sharded over processes on a CPU, where Accelerate itself shards nothing.
 
 Accelerate's own preparation, clipping and states are used: it is told only that FSDP is on. Run by torchrun. With
-DIE_IN_STEP=n in the environment, all processes are killed in that step; with FULL_IN_STEP=n, the disk of the second is
-full from then on; with NAN_IN_STEP=n, a term of its loss is NaN in that step.
+FULL_IN_STEP=n in the environment, the disk of the second is full from then on; with NAN_IN_STEP=n, a term of its loss
+is NaN in that step.
 """
 
 from __future__ import annotations
 
 import os
 import resource
-import signal
 import sys
 from typing import Any
 
@@ -42,8 +41,6 @@ def _broken(*arguments: Any) -> Any:
 
 def _disturbed(*arguments: Any) -> Any:
     _steps.append(None)
-    if len(_steps) == int(os.environ.get("DIE_IN_STEP", 0)):
-        os.kill(os.getpid(), signal.SIGKILL)
     if len(_steps) == int(os.environ.get("FULL_IN_STEP", 0)) and os.environ["RANK"] == "1":
         resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
     return _update(*arguments)

@@ -47,45 +47,59 @@ def train_sharded(recipe: Path, *arguments: str, **variables: str) -> subprocess
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
 
 
-@pytest.mark.parametrize("changes", [{}, {"ema_decay": None, "micro_batch_size": 1, "gradient_checkpointing": True}])
-@with_shards
-def test_sharded_processes_equal_one(tmp_path: Path, changes: dict[str, object]) -> None:
-    """Law 12 over FSDP2: losses, norms of gradients, and what is saved, of the same names and shapes."""
-    recipe = write_recipe(tmp_path, **changes)
-    train(read_recipe(str(recipe), [f"output_dir={tmp_path}/one"]))
-    done = train_sharded(recipe)
-    assert done.returncode == 0, done.stderr
-    assert_close_runs(tmp_path / "one", tmp_path / "run")
-    one, sharded = weights(tmp_path / "one"), weights(tmp_path / "run")
-    assert {name: tensor.shape for name, tensor in sharded.items()} == {k: v.shape for k, v in one.items()}
-    for name, tensor in one.items():
-        torch.testing.assert_close(sharded[name], tensor, rtol=1e-2, atol=2e-3, msg=lambda m, name=name: f"{name}: {m}")
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two micro-batches a process, checkpointing, a moving average.
 
-
-@with_shards
-def test_processes_with_other_numbers_of_sizes(tmp_path: Path) -> None:
-    """One image of eight has a size of its own: the backbone runs twice in one process and once in the other."""
-    changes = {"augmentation": None, "batch_size": 8, "max_steps": 1}
-    recipe = write_recipe(tmp_path, **changes)
-    for number, file in enumerate(sorted((tmp_path / "data" / "images").iterdir())):
+    One image of eight has a size of its own: the backbone runs more often in one process than in the other.
+    """
+    home = tmp_path_factory.mktemp("home")
+    changes = {"augmentation": None, "batch_size": 8, "micro_batch_size": 2, "gradient_checkpointing": True}
+    recipe = write_recipe(home, **changes)
+    for number, file in enumerate(sorted((home / "data" / "images").iterdir())):
         Image.open(file).convert("RGB").resize((64, 80 if number == 0 else 64)).save(file)
-    train(read_recipe(str(recipe), [f"output_dir={tmp_path}/one"]))
+    return recipe
+
+
+@pytest.fixture(scope="module")
+def sharded(recipe: Path) -> Path:
+    """The folder of a run on two processes that nothing disturbed."""
     done = train_sharded(recipe)
     assert done.returncode == 0, done.stderr
-    assert_close_runs(tmp_path / "one", tmp_path / "run")
+    return recipe.parent / "run"
 
 
 @with_shards
-def test_sharded_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
-    """Weights, moments and the average come back to the bit; the state of a sharded run is for sharded runs."""
-    recipe = write_recipe(tmp_path)
-    assert train_sharded(recipe, "--set", f"output_dir={tmp_path}/whole").returncode == 0
-    assert train_sharded(recipe, DIE_IN_STEP="4").returncode != 0
-    assert len(logged(tmp_path / "run")) == 3
-    resumed = train_sharded(recipe, "--resume")
+def test_sharded_processes_equal_one(recipe: Path, sharded: Path, tmp_path: Path) -> None:
+    """Law 12 over FSDP2: losses, norms of gradients, and what is saved, of the same names and shapes."""
+    train(read_recipe(str(recipe), [f"output_dir={tmp_path}"]))
+    assert_close_runs(tmp_path, sharded)
+    one, several = weights(tmp_path), weights(sharded)
+    assert {name: tensor.shape for name, tensor in several.items()} == {k: v.shape for k, v in one.items()}
+    for name, tensor in one.items():
+        torch.testing.assert_close(several[name], tensor, rtol=1e-2, atol=2e-3, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@with_shards
+def test_mistakes_are_one_line_and_resuming_equals_uninterrupted(recipe: Path, sharded: Path, tmp_path: Path) -> None:
+    """A disk that fills under one process stops both, and so does one broken loss, with a state to go on from.
+
+    It is for sharded runs; from there weights, moments and the average come back to the bit.
+    """
+    place = ("--set", f"output_dir={tmp_path}")
+    lines = complaints(train_sharded(recipe, *place, FULL_IN_STEP="3"))
+    assert sorted(line.split("): ")[-1] for line in lines) == ["File too large", "File too large"]
+    lines = complaints(train_sharded(recipe, *place, "--resume", NAN_IN_STEP="2"))
+    assert len(lines) == 2, "both stop, though one loss alone is broken"
+    assert all("loss_giou_0 of step 4 is not finite: begin anew with a lower" in line for line in lines)
+    state = RunFolder(tmp_path).newest_state()
+    assert state is not None and state.name.endswith("step-000002")
+    with pytest.raises(StateError, match="of sharded weights, this run's are whole: go on with it as it was launched"):
+        train(read_recipe(str(recipe), [f"output_dir={tmp_path}"]), resume=True)
+    resumed = train_sharded(recipe, *place, "--resume")
     assert resumed.returncode == 0, resumed.stderr
-    assert logged(tmp_path / "run") == logged(tmp_path / "whole")
-    assert_same_weights(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+    assert logged(tmp_path) == logged(sharded)
+    assert_same_weights(weights(tmp_path), weights(sharded))
 
 
 @pytest.mark.gpu
@@ -109,21 +123,6 @@ def complaints(done: subprocess.CompletedProcess[str]) -> list[str]:
     """The lines with which processes ended, apart from where the bar of progress stands."""
     assert done.returncode != 0
     return [line[line.index(PROGRAM) :] for line in done.stderr.splitlines() if f"{PROGRAM}: " in line]
-
-
-@with_shards
-def test_mistakes_are_one_line(tmp_path: Path) -> None:
-    """A disk that fills under one process stops both with a state to go on from, which a whole run refuses."""
-    recipe = write_recipe(tmp_path)
-    lines = complaints(train_sharded(recipe, FULL_IN_STEP="3"))
-    assert sorted(line.split("): ")[-1] for line in lines) == ["File too large", "File too large"]
-    lines = complaints(train_sharded(recipe, "--resume", NAN_IN_STEP="2"))
-    assert len(lines) == 2, "both stop, though one loss alone is broken"
-    assert all("loss_giou_0 of step 4 is not finite: begin anew with a lower" in line for line in lines)
-    state = RunFolder(tmp_path / "run").newest_state()
-    assert state is not None and state.name.endswith("step-000002")
-    with pytest.raises(StateError, match="of sharded weights, this run's are whole: go on with it as it was launched"):
-        train(read_recipe(str(recipe)), resume=True)
 
 
 @pytest.mark.parametrize(

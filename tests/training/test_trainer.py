@@ -111,9 +111,6 @@ def launch(recipe: Path, *launcher: str, **options: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-# --- a step and a resumed run ----------------------------------------------------------------------------------------
-
-
 def test_stopped_and_resumed_equals_uninterrupted(
     run: Run, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,7 +179,7 @@ def test_two_processes_equal_one(home: Path, run: Run, tmp_path: Path, capsys: p
 def test_two_processes_know_together_what_cannot_be_read(tmp_path: Path) -> None:
     """One of 8 images is more than 1 %: both stop with the list, also the one that has not met it."""
     recipe = write_recipe(tmp_path, batch_size=8)
-    (tmp_path / "data" / "images" / "000003.png").write_bytes(b"no picture")
+    (tmp_path / "data" / "images" / "000003.png").write_bytes(b"no image")
     command = [*TORCHRUN, "--standalone", "--nproc_per_node", "2", "-m", "hf_grounding_dino", "train", str(recipe)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode != 0
@@ -257,9 +254,6 @@ def test_memory_does_not_grow(run: Run, tmp_path: Path) -> None:
     assert sum(memory[-10:]) < sum(memory[20:30]) + 10 * 0.05
 
 
-# --- what is saved ---------------------------------------------------------------------------------------------------
-
-
 def test_the_average_is_what_is_saved(run: Run, plain: Path, tmp_path: Path) -> None:
     """With a decay of 0 it is the last weights, which is what is saved without an average."""
     run("ema_decay=null", f"output_dir={tmp_path / 'none'}")
@@ -269,17 +263,15 @@ def test_the_average_is_what_is_saved(run: Run, plain: Path, tmp_path: Path) -> 
     assert not torch.equal(weights(tmp_path / "run")[name], weights(plain)[name])
 
 
-def test_interpolation_with_a_share_of_0_saves_the_start(home: Path, run: Run, tmp_path: Path) -> None:
-    run("interpolation=0.0", "max_steps=1")
-    start, saved = weights(home, "model"), weights(tmp_path / "run")
-    assert_same_weights({name: saved[name] for name in start}, start)
-
-
-def test_frozen_parts_stay_to_the_bit(home: Path, run: Run, tmp_path: Path) -> None:
+def test_frozen_parts_stay_to_the_bit_and_a_share_of_0_saves_the_start(home: Path, run: Run, tmp_path: Path) -> None:
+    start = weights(home, "model")
     run("freeze=[backbone, text]", "max_steps=1")
-    before, after = weights(home, "model"), weights(tmp_path / "run")
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    after = weights(tmp_path / "run")
+    changed = {name for name in start if not torch.equal(start[name], after[name])}
     assert changed and not [name for name in changed if "backbone" in name]
+    run("interpolation=0.0", "max_steps=1", f"output_dir={tmp_path / 'none'}")
+    saved = weights(tmp_path / "none")
+    assert_same_weights({name: saved[name] for name in start}, start)
 
 
 def test_lora_is_merged_into_what_is_saved(home: Path, run: Run, tmp_path: Path) -> None:
@@ -354,9 +346,6 @@ def test_what_was_lost_is_reported(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     assert run(f"eval={VAL}", f"retain={REFERRING}", "max_steps=1").lost == {"shapes val referring/AP": 0.25}
 
 
-# --- what stops a run ------------------------------------------------------------------------------------------------
-
-
 def test_unreadable_images_are_left_out_or_stop_the_run(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,7 +353,7 @@ def test_unreadable_images_are_left_out_or_stop_the_run(
     write_recipe(tmp_path)
     broken = tmp_path / "data" / "images" / "000003.png"
     whole = broken.read_bytes()
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     with pytest.raises(DataError, match=r"1 of 8 images cannot be read, more than 1 %: .*000003\.png: it is not"):
         run("max_steps=4", "batch_size=8", home=tmp_path)
     monkeypatch.setattr(trainer, "LARGEST_SKIPPED_SHARE", 0.2)
@@ -544,9 +533,6 @@ def test_what_is_odd_in_the_data_is_said(
     run("max_steps=1", f"train.0.annotations={tmp_path / 'odd.json'}")
     said = capsys.readouterr().out
     assert "unused category" in said and "outside box" in said and "gapped" not in said
-
-
-# --- the processes that read images ----------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there are no process groups")

@@ -76,9 +76,6 @@ def _shown(facts: CardFacts) -> CardFacts:
     )
 
 
-# --- metadata ----------------------------------------------------------------------------------------------------
-
-
 def _metadata(facts: CardFacts) -> ModelCardData:
     own = (facts.model_type,) if facts.model_type not in _TAGS else ()
     extra: dict[str, Any] = {"base_model_relation": "finetune"} if facts.base_model else {}
@@ -111,9 +108,6 @@ def _eval_result(score: Score, sets: Sequence[DatasetFacts]) -> EvalResult:
 
 def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "test"
-
-
-# --- sections ----------------------------------------------------------------------------------------------------
 
 
 def _summary(facts: CardFacts) -> str:
@@ -206,18 +200,14 @@ def _results(facts: CardFacts) -> list[str]:
         paragraphs.append(f"Measured at step {facts.scored_at:,}, before the end of training.")
     for dataset in dict.fromkeys(score.dataset for score in facts.scores):
         scores = [score for score in facts.scores if score.dataset == dataset]
-        compared = any(score.before is not None for score in scores)
-        title = dataset or "metric"
-        header = (title, "before training", "this model", "change") if compared else (title, "this model")
-        paragraphs.append(_table(header, [_score_row(score, compared) for score in scores]))
+        header = (dataset or "metric", "before training", "this model", "change")
+        paragraphs.append(_table(header, map(_score_row, scores)))
         paragraphs += [sentence for score in scores if (sentence := _loss_of_score(score, facts.datasets))]
     return paragraphs
 
 
-def _score_row(score: Score, compared: bool) -> tuple[str | None, ...]:
+def _score_row(score: Score) -> tuple[str | None, ...]:
     name, value = _METRIC_NAMES.get(score.metric, score.metric), f"{score.value:.3f}"
-    if not compared:
-        return name, value
     if score.before is None:
         return name, None, value, None
     return name, f"{score.before:.3f}", value, f"{score.value - score.before:+.3f}"
@@ -271,9 +261,6 @@ def _license(facts: CardFacts) -> list[str]:
     own = f"{facts.license}." if facts.license else "None was named when this card was written."
     base = f" {facts.base_model} and the datasets have their own." if facts.base_model else ""
     return [own + base]
-
-
-# --- words and tables --------------------------------------------------------------------------------------------
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

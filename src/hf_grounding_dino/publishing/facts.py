@@ -148,9 +148,6 @@ def facts_of_run(
     )
 
 
-# --- data --------------------------------------------------------------------------------------------------------
-
-
 def dataset_facts(records: RecordSet | RecordStream, role: str, entry: SourceEntry) -> DatasetFacts:
     """Describe a dataset; its boxes are counted where they are in memory (`num_boxes`), a stream not at all.
 
@@ -187,9 +184,6 @@ def _read_datasets(run: Path) -> tuple[DatasetFacts, ...]:
 def _is_hub_id(text: str) -> bool:
     """Whether it names a repo on the Hub; a folder that exists here does not."""
     return bool(_HUB_ID.fullmatch(text)) and not Path(text).exists()
-
-
-# --- the model and its scores ------------------------------------------------------------------------------------
 
 
 def read_options(file: Path) -> dict[str, Any]:

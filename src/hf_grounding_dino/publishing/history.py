@@ -103,9 +103,6 @@ def main_metrics(names: Iterable[str]) -> list[str]:
     return list(chosen.values())
 
 
-# --- the plot ----------------------------------------------------------------------------------------------------
-
-
 class Curve(NamedTuple):
     """A line of a panel; an empty name is not in the legend."""
 

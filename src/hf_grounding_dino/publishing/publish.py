@@ -113,9 +113,6 @@ def publish(  # noqa: PLR0913
         return _push(assembled, repo_id, private, own_token, commit_message or f"Add the {which} model of a run")
 
 
-# --- the folder --------------------------------------------------------------------------------------------------
-
-
 def _model_folder(run: Path, which: Which) -> Path:
     if not run.is_dir():
         raise PublishError(f"{run}: there is no such run")
@@ -179,9 +176,6 @@ def _place(assembled: Path, to: Path) -> None:
     to.mkdir(parents=True, exist_ok=True)
     for file in sorted(assembled.iterdir()):
         write_atomic(to / file.name, file.read_bytes())
-
-
-# --- the Hub -----------------------------------------------------------------------------------------------------
 
 
 def check_access(repo_id: str, token: str | None = None) -> str:

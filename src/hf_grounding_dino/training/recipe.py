@@ -175,9 +175,6 @@ def check_unchanged(before: Recipe, now: Recipe) -> None:
         raise OptionError(f"a run goes on as it began, and {names} changed: name a new output_dir for that")
 
 
-# --- reading and writing -----------------------------------------------------------------------------------------
-
-
 def read_recipe(name: str, assignments: Iterable[str] = ()) -> Recipe:
     """Read a recipe and change options.
 

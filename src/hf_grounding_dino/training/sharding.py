@@ -22,7 +22,7 @@ from .recipes import OptionError
 
 LAYERS = ("BertLayer", "EnhancerLayer", "DecoderLayer")
 """What is gathered at a time, all together where all processes do so; all else is gathered for the whole of a step. The
-backbone runs once for each size of picture, of which one process may have more than another."""
+backbone runs once for each size of image, of which one process may have more than another."""
 FIRST_ACCELERATE = "1.13"
 """Before, `load_state` brings back nothing of a sharded optimizer."""
 _UNSUPPORTED = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
