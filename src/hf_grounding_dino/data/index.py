@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from array import array
 from collections.abc import Mapping
@@ -132,7 +133,7 @@ class IndexBuilder:
         self._first = array("q", [0])
         self._boxes: list[Tensor] = []
         self._labels = array("q")
-        self._crowd: list[Tensor] = []
+        self._crowd = array("b")
         self._area = array("f")
         self._spans = array("q")
         self._first_span = array("q", [0])
@@ -153,9 +154,9 @@ class IndexBuilder:
             self._incomplete[number] = record.incomplete
         self._first.append(self._first[-1] + count)
         self._boxes.append(record.boxes)
-        self._labels.extend(() if record.labels is None else record.labels.tolist())
-        self._crowd.append(torch.zeros(count, dtype=torch.bool) if record.crowd is None else record.crowd)
-        self._area.extend([float("nan")] * count if record.area is None else record.area.tolist())
+        self._labels.extend([] if record.labels is None else record.labels.tolist())
+        self._crowd.extend(bytes(count) if record.crowd is None else record.crowd.tolist())
+        self._area.extend([math.nan] * count if record.area is None else record.area.tolist())
         for spans in record.spans or ():
             self._spans.extend(end for span in spans for end in span)
             self._first_span.append(len(self._spans) // 2)
@@ -196,7 +197,7 @@ class IndexBuilder:
             first=np.array(self._first, dtype=np.int64),
             boxes=torch.cat([torch.zeros(0, 4), *self._boxes]).numpy(),
             labels=np.array(self._labels, dtype=np.int64) if label_names else None,
-            crowd=torch.cat([torch.zeros(0, dtype=torch.bool), *self._crowd]).numpy(),
+            crowd=np.array(self._crowd, dtype=np.bool_),
             area=np.array(self._area, dtype=np.float32),
             spans=np.array(self._spans, dtype=np.int64).reshape(-1, 2),
             first_span=np.array(self._first_span, dtype=np.int64),

@@ -58,8 +58,8 @@ def with_boxes(record: Record, raw: RawBoxes, where: str, log: FindingLog) -> Re
     """
     boxes, kept = checked_boxes(raw, record.size, where, log)
     names = [raw.names[i] for i in kept]
-    crowd = torch.tensor([raw.crowd[i] for i in kept] if raw.crowd else [], dtype=torch.bool)
-    area = torch.tensor([raw.area[i] for i in kept] if raw.area else [math.nan], dtype=torch.float32)
+    crowd = [raw.crowd[i] for i in kept] if raw.crowd else []
+    area = [raw.area[i] for i in kept] if raw.area else [math.nan]
     grounding = record.caption is not None
     if grounding and raw.boxes and not kept:
         log.add("malformed entry", where, "none of its boxes can be used, so the caption would be untrue; left out")
@@ -68,8 +68,8 @@ def with_boxes(record: Record, raw: RawBoxes, where: str, log: FindingLog) -> Re
         record,
         boxes=boxes,
         labels=None if grounding else torch.tensor(names, dtype=torch.int64),
-        crowd=crowd if crowd.any() else None,
-        area=None if area.isnan().any() else area,
+        crowd=torch.tensor(crowd, dtype=torch.bool) if any(crowd) else None,
+        area=None if any(map(math.isnan, area)) else torch.tensor(area, dtype=torch.float32),
         spans=tuple(names) if grounding else None,
     )
 
