@@ -7,6 +7,7 @@ code`. It imports what takes long to import inside its functions, so that `--hel
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import shlex
 import sys
@@ -56,6 +57,12 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
         )
 
     return read
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The known name that is nearest to a misspelt one, as the end of a message; nothing where none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def table(rows: Iterable[Sequence[str]], align: str = "<>", indent: str = "") -> list[str]:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import UserError, complete_with, whole_number
+from . import UserError, complete_with, did_you_mean, whole_number
 from .model_options import add_limit_options, add_running_options
 
 if TYPE_CHECKING:
@@ -84,7 +84,9 @@ def named_benchmark(arguments: argparse.Namespace) -> Benchmark | None:
             raise UserError("name a benchmark with --data FOLDER (see --list), or a data set with --annotations PATH")
         known = ("coco", "lvis", *(name for name in FORMATS if name != "coco"))
         if arguments.format not in known:
-            raise UserError(f"format {arguments.format!r} is not one of {', '.join(known)}")
+            raise UserError(
+                f"format {arguments.format!r} is not one of {', '.join(known)}{did_you_mean(arguments.format, known)}"
+            )
         return None
     try:
         benchmark = find_benchmark(arguments.benchmark)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import importlib.metadata
 import io
@@ -12,10 +11,10 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
-from . import PROGRAM, UserError, complain
+from . import PROGRAM, UserError, complain, did_you_mean
 from .problems import in_words, limit_problem
 
 # Each name is a module beside this one, a hyphen an underscore there.
@@ -103,12 +102,6 @@ class _Parser(argparse.ArgumentParser):
             name = word.partition("=")[0]
             if name.startswith("--") and " " not in word and not any(option.startswith(name) for option in known):
                 self.error(f"unrecognized arguments: {word}{did_you_mean(name, known)}")
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The known name that is nearest to a misspelt one, as the end of a message; nothing where none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _parser(argv: Sequence[str], *, completing: bool = False) -> _Parser:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from hf_grounding_dino.utils.printable import printable
 
-from . import UserError, quiet_libraries, say, table, whole_number
+from . import UserError, did_you_mean, quiet_libraries, say, table, whole_number
 from .problems import user_errors
 
 if TYPE_CHECKING:
@@ -73,7 +73,9 @@ def run(arguments: argparse.Namespace) -> int:
     from hf_grounding_dino.data.records import DataError, SourceEntry
 
     if arguments.format not in FORMATS:
-        raise UserError(f"format {arguments.format!r} is not one of {', '.join(FORMATS)}")
+        raise UserError(
+            f"format {arguments.format!r} is not one of {', '.join(FORMATS)}{did_you_mean(arguments.format, FORMATS)}"
+        )
     entry = SourceEntry(
         format=arguments.format,
         annotations=arguments.annotations,
