@@ -30,7 +30,7 @@ BOX = {"bbox": [1, 2, 20, 10], "category_id": 1, "area": 200, "iscrowd": 0}
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A good picture in "images", and others outside, which are never to be opened."""
+    """A good image in "images", and others outside, which are never to be opened."""
     monkeypatch.chdir(tmp_path)
     for name in ("images/a.png", "images/sub/c.png", "images-too/b.png", "secret.png"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def coco(name: str, **image: Any) -> dict[str, Any]:
-    """Two pictures, the second of that name."""
+    """Two images, the second of that name."""
     images: list[dict[str, Any]] = [{"id": i, "width": 60, "height": 40, **image} for i in (1, 2)]
     images[0]["file_name"], images[1]["file_name"] = "a.png", name
     annotations = [{"id": i, "image_id": i, **BOX} for i in (1, 2)]
@@ -85,7 +85,7 @@ def write_voc(name: str) -> str:
 
 
 def write_datasets(name: str) -> str:
-    """As JSON lines; the name of a picture is text there."""
+    """As JSON lines; the name of an image is text there."""
     objects = {"bbox": [[1, 2, 20, 10]], "category": ["cat"]}
     lines = [{"file_name": one, "objects": objects} for one in ("a.png", name)]
     Path("set.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -134,7 +134,7 @@ def test_a_name_that_leads_out_is_refused(
 
 @pytest.mark.parametrize("layout", ["coco", "lvis", "odvg"])
 def test_nothing_is_asked_about_it(layout: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The picture outside would be found, asked about, and shown in the report."""
+    """The image outside would be found, asked about, and shown in the report."""
     WRITERS.get(layout, write_coco)("../secret.png")
     model = write_model(here / "model")
     assert main(["evaluate", *options(layout), "--model", str(model), "--output", "out"]) == 2

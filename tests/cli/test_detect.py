@@ -25,15 +25,15 @@ from hf_grounding_dino.assets import DEMO_IMAGE, DEMO_LABELS
 from hf_grounding_dino.cli import PROGRAM, UserError, model_options
 from hf_grounding_dino.cli import detect as command
 from hf_grounding_dino.cli.detect import load_detector
-from hf_grounding_dino.cli.main import main
-from hf_grounding_dino.cli.model_options import NANO_ANSWERS
-from hf_grounding_dino.cli.pictures import (
-    encoded,
-    find_pictures,
+from hf_grounding_dino.cli.files import (
+    encode_image_file,
+    find_images,
+    image_stem,
     name_results,
-    own_name,
     write_file,
 )
+from hf_grounding_dino.cli.main import main
+from hf_grounding_dino.cli.model_options import NANO_ANSWERS
 from hf_grounding_dino.data.images import load_image
 from hf_grounding_dino.data.shapes import VOCABULARY
 from hf_grounding_dino.data.tokenizer import build_tokenizer
@@ -169,7 +169,7 @@ def test_results_are_no_images_to_detect_in(model: Path, here: Path) -> None:
         assert detect(model, ".") == 0
         assert detect(model, "**/*.png") == 0
     assert written() == ["a.json", "a.png"]
-    assert find_pictures(["out/*.png"], leave_out=Path("out"))[0] == ["out/a.png"]
+    assert find_images(["out/*.png"], leave_out=Path("out"))[0] == ["out/a.png"]
 
 
 def test_a_name_with_brackets_is_a_file(model: Path, here: Path) -> None:
@@ -346,15 +346,15 @@ def test_a_drawing_keeps_the_format_of_its_image(model: Path, here: Path, name: 
 
 def test_a_drawing_that_no_jpeg_can_hold_is_shrunk() -> None:
     """A side has 65,500 pixels at most, and a PNG that is called .jpg may have more."""
-    with Image.open(io.BytesIO(encoded(Image.new("RGB", (131_000, 4)), ".jpg"))) as drawing:
+    with Image.open(io.BytesIO(encode_image_file(Image.new("RGB", (131_000, 4)), ".jpg"))) as drawing:
         assert (drawing.format, drawing.size) == ("JPEG", (65_500, 2))
 
 
 def test_names_of_results(here: Path) -> None:
-    assert own_name("a/b.tar.gz") == "b.tar"
-    assert own_name("https://host/x/y%2Fz.jpg?a=b") == "z"
-    assert own_name("https://host/") == "picture"
-    assert len(own_name("é" * 300).encode()) <= 200
+    assert image_stem("a/b.tar.gz") == "b.tar"
+    assert image_stem("https://host/x/y%2Fz.jpg?a=b") == "z"
+    assert image_stem("https://host/") == "image"
+    assert len(image_stem("é" * 300).encode()) <= 200
     assert name_results(["A.png", "b/a.jpg"], here / "out") == {"A.png": "A.png", "b/a.jpg": "a-2.jpg"}
 
 
@@ -417,7 +417,7 @@ def test_one_bad_image_file(model: Path, here: Path, content: bytes, capsys: pyt
     [
         (["none.jpg", "--labels", "cat"], "none.jpg: no such file"),
         (["in/*.gif", "--labels", "cat"], "in/*.gif: no file matches"),
-        (["empty", "--labels", "cat"], "empty: no picture in this folder"),
+        (["empty", "--labels", "cat"], "empty: no image in this folder"),
         (["--labels", "cat"], "no image: give at least one IMAGE, or --demo"),
         (["a.png"], "nothing to look for: give --labels"),
         (["a.png", "--labels", ""], "no labels"),

@@ -40,7 +40,7 @@ runpy.run_path(sys.argv.pop(1), run_name="__main__")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model with a processor for pictures of about 96 pixels, whose queries are those of `BY_PLACE`."""
+    """A random model with a processor for images of about 96 pixels, whose queries are those of `BY_PLACE`."""
     place = tmp_path_factory.mktemp("model")
     least_model("mm-grounding-dino", **BY_PLACE).save_pretrained(place)
     size = {"shortest_edge": 96, "longest_edge": 140}
@@ -79,10 +79,10 @@ def test_it_runs_where_torch_cannot_be_imported(folder: Path, exported: Path, tm
     page = (ROOT / "docs" / "export.md").read_text()
     (code,) = re.findall(r"```python title=\"detect_onnx.py\"\n(.*?)```", page, re.DOTALL)
     (tmp_path / "detect_onnx.py").write_text(code)
-    picture = Image.open(DEMO_IMAGE).convert("RGB")
+    image = Image.open(DEMO_IMAGE).convert("RGB")
     photo, labels = tmp_path / "photo.png", ["Red square", "cyan ring", "ring"]
-    for size in (picture.size, (180, 300), (300, 96)):
-        picture.resize(size).save(photo)
+    for size in (image.size, (180, 300), (300, 96)):
+        image.resize(size).save(photo)
         argv = [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path / "detect_onnx.py")]
         done = subprocess.run([*argv, str(exported), str(photo), *labels], capture_output=True, text=True, check=True)
         rows = [line.split("  ") for line in done.stdout.splitlines()]
@@ -99,10 +99,10 @@ def test_it_runs_where_torch_cannot_be_imported(folder: Path, exported: Path, tm
 def expected_detections(folder: Path, photo: Path, labels: list[str]) -> dict[str, Any]:
     model = hf_grounding_dino.GroundingDinoForObjectDetection.from_pretrained(folder).eval()
     processor = GroundingDinoProcessor.from_pretrained(folder)
-    picture = Image.open(photo)
-    outputs = model(**processor(images=picture, text=[labels]))
+    image = Image.open(photo)
+    outputs = model(**processor(images=image, text=[labels]))
     (found,) = processor.post_process_object_detection(
-        outputs, [labels], threshold=0.0, target_sizes=[(picture.height, picture.width)], top_k=None
+        outputs, [labels], threshold=0.0, target_sizes=[(image.height, image.width)], top_k=None
     )
     return dict(found)
 

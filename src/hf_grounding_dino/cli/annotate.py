@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from . import UserError, complain, quiet_libraries, say, whole_number
 from .detect import load_detector, requested_labels
+from .files import find_images, make_folder
 from .model_options import (
     CALIBRATED,
     add_kept_options,
@@ -22,7 +23,6 @@ from .model_options import (
     post_processing_of,
     with_thresholds,
 )
-from .pictures import find_pictures, make_folder
 from .problems import user_errors
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def _source(arguments: argparse.Namespace) -> Source:
     names = [os.path.abspath(name) for name in arguments.images if "://" not in name]
     if len(names) < len(arguments.images):
         raise UserError("--images are files and folders, not URLs: download them first")
-    found, problems = find_pictures(names, leave_out=arguments.output)
+    found, problems = find_images(names, leave_out=arguments.output)
     if problems:
         raise UserError("; ".join(problems))
     archives = [path for path in found if path.lower().endswith((".tar", ".tgz", ".tar.gz"))]

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import UserError, complain, quiet_libraries, say
+from .files import check_folder, make_folder, write_file
 from .model_options import DTYPES
-from .pictures import check_folder, make_folder, write_file
 from .problems import in_words, user_errors
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from hf_grounding_dino.utils.printable import printable
 from hf_grounding_dino.utils.progress import progress_bar
 
 from . import UserError, complain, quiet_libraries, say, usable_device
+from .files import encode_image_file, find_images, image_stem, make_folder, name_results, write_file
 from .model_options import (
     NANO_ANSWERS,
     add_kept_options,
@@ -23,7 +24,6 @@ from .model_options import (
     named_model,
     post_processing_of,
 )
-from .pictures import encoded, find_pictures, make_folder, name_results, own_name, write_file
 from .problems import hub_problem, limit_problem
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def detect_files(
     for found in predictor.run(requests, in_order=True, keep_images=True):
         source, drawing, detections = found.request.id, output / names[found.request.id], found.detections
         if found.image is not None:
-            write_file(drawing, encoded(draw_detections(found.image, detections, labels), drawing.suffix))
+            write_file(drawing, encode_image_file(draw_detections(found.image, detections, labels), drawing.suffix))
             text = json.dumps(detections, indent=2, ensure_ascii=False) + "\n"
             write_file(drawing.with_suffix(".json"), text.encode())
         yield Result(source, detections, drawing, found.problem)
@@ -144,7 +144,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not names:
         raise UserError("no image: give at least one IMAGE, or --demo")
     model = named_model(arguments.model, or_nano=not arguments.images)
-    sources, problems = find_pictures(names, leave_out=arguments.output)
+    sources, problems = find_images(names, leave_out=arguments.output)
     if not sources:
         raise UserError("; ".join(problems))
     make_folder(arguments.output)
@@ -203,7 +203,7 @@ def _print(result: Result) -> None:
     if problem is not None:
         complain(f"{source}: {problem}")
         return
-    note = "" if drawing.stem == own_name(source) else f" (the name {own_name(source)} is another image's)"
+    note = "" if drawing.stem == image_stem(source) else f" (the name {image_stem(source)} is another image's)"
     say(f"{printable(source)}\n{_table(detections)}\ndrawn: {drawing}{note}\n")
 
 

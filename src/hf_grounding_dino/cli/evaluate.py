@@ -15,8 +15,8 @@ from hf_grounding_dino.utils.printable import printable
 
 from . import PROGRAM, UserError, command_line, complain, quiet_libraries, say, table
 from .data_options import Chosen, add_data_options, benchmark_lines, chosen_tasks, named_benchmark
+from .files import check_folder
 from .model_options import NANO_ANSWERS, add_model_option, add_threshold_options, named_model, post_processing_of
-from .pictures import check_folder
 from .predicting import Predicted, join_processes, predict_task, predictor_for, results_path
 from .problems import user_errors
 

@@ -6,7 +6,6 @@ import argparse
 import copy
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +13,17 @@ from hf_grounding_dino.assets import DEMO_IMAGE, DEMO_LABELS
 
 from . import UserError, complain, quiet_libraries, say, whole_number
 from .detect import load_detector
+from .files import make_folder, write_file
 from .model_options import add_model_option, named_model
-from .pictures import make_folder, write_file
 from .problems import user_errors
 
 if TYPE_CHECKING:
     import torch
 
-    from hf_grounding_dino.inference.predictor import Predictor
-
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}
 DTYPES = ("float32", "float16")
 LARGEST_DIFFERENCE = {"float32": 1e-3, "float16": 5e-2}
-"""Of a score, and of a coordinate in parts of the picture; beyond it the file is called unlike the model."""
+"""Of a score, and of a coordinate in parts of the image; beyond it the file is called unlike the model."""
 _OLDEST_OPSET = 18
 
 
@@ -41,13 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=DTYPES,
         default=DTYPES[0],
-        help="of the weights; boxes and where the picture is looked at stay in float32 (%(default)s)",
+        help="of the weights; boxes and sampling locations stay in float32 (%(default)s)",
     )
     parser.add_argument(
         "--opset", type=whole_number(_OLDEST_OPSET), default=_OLDEST_OPSET, help="of ONNX, at least 18 (%(default)s)"
     )
     parser.epilog = (
-        "The file takes any number of pictures, sizes and prompt lengths. What prepares its inputs is written beside"
+        "The file takes any number of images, sizes and prompt lengths. What prepares its inputs is written beside"
         " it: processor_config.json and the tokenizer's files."
     )
 
@@ -70,15 +67,20 @@ def run(arguments: argparse.Namespace) -> int:
     make_folder(path.parent)
     with quiet_libraries():
         detector = load_detector(model, "cpu")
-        with _user_errors(path):
-            beside = _processor_files(detector, path.parent)
-            _write(detector, arguments)
-        for name, content in beside.items():
-            write_file(path.parent / name, content)
-        found = compare(detector.model, load_runner(path, arguments.format), list(_examples(detector)))
-    say(f"written: {path} ({_size(path)} MB), with {', '.join(beside)} beside it")
+        with user_errors(place=path):
+            beside = _processor_files(detector.processor, path.parent)
+            try:
+                _write(detector.model, arguments)
+            except ValueError as error:
+                raise UserError(f"the model cannot be exported: {error}") from error
+            for name, content in beside.items():
+                write_file(path.parent / name, content)
+        found = compare(detector.model, load_runner(path, arguments.format), list(_examples(detector.processor)))
+    parts = [path, path.with_name(f"{path.name}.data"), path.with_suffix(".bin")]
+    size = sum(part.stat().st_size for part in parts if part.exists()) / 1e6
+    say(f"written: {path} ({size:.1f} MB), with {', '.join(beside)} beside it")
     say(
-        f"largest difference of {dtype} from the model, best 10 boxes of 3 pictures: scores {found.scores:.1e},"
+        f"largest difference of {dtype} from the model, best 10 boxes of 3 images: scores {found.scores:.1e},"
         f" boxes {found.boxes:.1e} of the image"
     )
     if max(found) > LARGEST_DIFFERENCE[dtype]:
@@ -87,55 +89,38 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-@contextmanager
-def _user_errors(path: Path) -> Iterator[None]:
-    with user_errors(place=path):
-        try:
-            yield
-        except ValueError as error:
-            raise UserError(f"the model cannot be exported: {error}") from error
-
-
-def _write(detector: Predictor, arguments: argparse.Namespace) -> None:
+def _write(model: Any, arguments: argparse.Namespace) -> None:
     import torch
 
-    from hf_grounding_dino.export.exporting import (
-        export_program,
-        smallest_side,
-        write_onnx,
-        write_openvino,
-        write_program,
-    )
+    from hf_grounding_dino.export import exporting
 
-    path, opset = arguments.file, arguments.opset
-    model: Any = detector.model
-    half = arguments.dtype == "float16"
+    path, half = arguments.file, arguments.dtype == "float16"
     facts = {
         "phrase_boundary_token_ids": list(model.config.phrase_boundary_token_ids),
-        "smallest_side": smallest_side(model),
+        "smallest_side": exporting.smallest_side(model),
     }
     if half and arguments.format != "openvino":
         model = copy.deepcopy(model).to(torch.float16)
-    program = export_program(model)
+    program = exporting.export_program(model)
     if arguments.format == "torch":
-        write_program(program, path)
+        exporting.write_program(program, path)
     elif arguments.format == "onnx":
-        write_onnx(program, path, opset, facts)
+        exporting.write_onnx(program, path, arguments.opset, facts)
     else:
         with tempfile.TemporaryDirectory() as folder:
             graph = Path(folder) / "model.onnx"
-            write_onnx(program, graph, opset, facts)
-            write_openvino(graph, path, half)
+            exporting.write_onnx(program, graph, arguments.opset, facts)
+            exporting.write_openvino(graph, path, half)
 
 
-def _processor_files(detector: Predictor, folder: Path) -> dict[str, bytes]:
+def _processor_files(processor: Any, folder: Path) -> dict[str, bytes]:
     """The files that prepare the inputs, by name.
 
     Raises:
         UserError: such files of another model lie in the folder.
     """
     with tempfile.TemporaryDirectory() as temporary:
-        detector.processor.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
         files = {file.name: file.read_bytes() for file in sorted(Path(temporary).iterdir())}
     for name, content in files.items():
         place = folder / name
@@ -144,21 +129,12 @@ def _processor_files(detector: Predictor, folder: Path) -> dict[str, bytes]:
     return files
 
 
-def _size(path: Path) -> str:
-    """In MB, of all files that belong to the one."""
-    files = [path, path.with_name(f"{path.name}.data"), path.with_suffix(".bin")]
-    return f"{sum(file.stat().st_size for file in files if file.exists()) / 1e6:.1f}"
-
-
-def _examples(detector: Predictor) -> Iterator[Mapping[str, torch.Tensor]]:
-    """One picture, then two of unequal sizes with prompts of unequal lengths: none of them what the graph was made of.
-
-    The pictures are the demo picture and two parts of it.
-    """
+def _examples(processor: Any) -> Iterator[Mapping[str, torch.Tensor]]:
+    """The demo image, then two parts of it with prompts of unequal lengths: none of them what the graph was made of."""
     from hf_grounding_dino.utils.image_files import open_image
 
     with open_image(DEMO_IMAGE) as opened:
-        picture = opened.convert("RGB")
-    parts: list[Any] = [picture.crop((0, 0, 200, 256)), picture.crop((60, 40, 320, 200))]
-    yield detector.processor(images=picture, text=[list(DEMO_LABELS)])
-    yield detector.processor(images=parts, text=[list(DEMO_LABELS[:2]), list(DEMO_LABELS[3:])])
+        image = opened.convert("RGB")
+    yield processor(images=image, text=[list(DEMO_LABELS)])
+    parts = [image.crop((0, 0, 200, 256)), image.crop((60, 40, 320, 200))]
+    yield processor(images=parts, text=[list(DEMO_LABELS[:2]), list(DEMO_LABELS[3:])])

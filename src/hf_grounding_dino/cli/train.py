@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hf_grounding_dino.utils.memory import is_out_of_memory
 
 from . import PROGRAM, UserError, complete_with, decide_kernel, quiet_libraries, say
-from .pictures import check_folder
+from .files import check_folder
 from .problems import user_errors
 
 if TYPE_CHECKING:

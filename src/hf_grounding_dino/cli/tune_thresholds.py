@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from . import UserError, quiet_libraries, say, table
 from .data_options import add_data_options, benchmark_lines, chosen_tasks, named_benchmark
+from .files import check_folder
 from .model_options import add_model_option, named_model
-from .pictures import check_folder
 from .predicting import join_processes, predict_task, predictor_for
 from .problems import user_errors
 

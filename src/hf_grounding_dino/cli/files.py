@@ -1,4 +1,4 @@
-"""The files of the commands: which pictures are meant, how one is read, what its results are called."""
+"""The files of the commands: which images are meant, what their results are called, how they are written."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ _LARGEST_JPEG_SIDE = 65_500
 _LONGEST_STEM_IN_BYTES = 200
 
 
-def find_pictures(names: Iterable[str], leave_out: Path | None = None) -> tuple[list[str], list[str]]:
-    """Read each name as a file, a folder (all pictures in it, at any depth), a pattern ("a/**/*.jpg") or a URL.
+def find_images(names: Iterable[str], leave_out: Path | None = None) -> tuple[list[str], list[str]]:
+    """Read each name as a file, a folder (all images in it, at any depth), a pattern ("a/**/*.jpg") or a URL.
 
     Args:
         names: as the user wrote them.
-        leave_out: the folder of the results, whose pictures are not taken where a folder around it is meant.
+        leave_out: the folder of the results, whose images are not taken where a folder around it is meant.
 
     Returns:
-        The paths and URLs in order, each once, and a line about each name that stands for no picture.
+        The paths and URLs in order, each once, and a line about each name that stands for no image.
     """
     found: dict[str, None] = {}
     problems = []
@@ -44,7 +44,7 @@ def find_pictures(names: Iterable[str], leave_out: Path | None = None) -> tuple[
         matches = list(_matches(name, leave_out))
         found.update(dict.fromkeys(matches))
         if not matches:
-            kind = "no picture in this folder" if os.path.isdir(name) else "no such file"
+            kind = "no image in this folder" if os.path.isdir(name) else "no such file"
             problems.append(f"{name}: {'no file matches' if _is_pattern(name) else kind}")
     return list(found), problems
 
@@ -59,7 +59,7 @@ def _matches(name: str, leave_out: Path | None) -> Iterator[str]:
         return
     if os.path.isdir(name):
         root = Path(name)
-        files = [path for path in root.rglob("*") if _is_visible_picture(path, root)]
+        files = [path for path in root.rglob("*") if _is_visible_image(path, root)]
     else:
         root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), Path(name).parts))
         files = [Path(match) for match in glob.glob(name, recursive=True) if os.path.isfile(match)]
@@ -70,13 +70,13 @@ def _matches(name: str, leave_out: Path | None) -> Iterator[str]:
             yield str(path)
 
 
-def _is_visible_picture(path: Path, folder: Path) -> bool:
+def _is_visible_image(path: Path, folder: Path) -> bool:
     hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
     return not hidden and path.suffix.lower() in _IMAGE_SUFFIXES and path.is_file()
 
 
 def name_results(sources: Sequence[str], folder: Path) -> dict[str, str]:
-    """What the drawing of each image is called in `folder`: its own name, with a number if taken; see `encoded`.
+    """The file name of each image's drawing in `folder`: its own, with a number if taken; see `encode_image_file`.
 
     Nothing but the drawing has that name without its suffix, and none takes the place of one of the images.
     """
@@ -87,7 +87,7 @@ def name_results(sources: Sequence[str], folder: Path) -> dict[str, str]:
     taken = {str(Path(source).resolve()).casefold() for source in sources if not source.startswith(_URL_SCHEMES)}
     names = {}
     for source in sources:
-        stem, suffix = own_name(source), _drawing_suffix(source)
+        stem, suffix = image_stem(source), _drawing_suffix(source)
         for name in itertools.chain([stem], (f"{stem}-{i}" for i in itertools.count(2))):
             if place(name) not in taken and place(f"{name}{suffix}") not in taken:
                 break
@@ -102,7 +102,7 @@ def _drawing_suffix(source: str) -> str:
     return ".jpg" if path.lower().endswith(_JPEG_SUFFIXES) else ".png"
 
 
-def encoded(drawing: Image.Image, suffix: str) -> bytes:
+def encode_image_file(drawing: Image.Image, suffix: str) -> bytes:
     """The bytes of a file with this suffix, ".jpg" or ".png"."""
     content = io.BytesIO()
     if suffix == ".jpg":
@@ -114,11 +114,11 @@ def encoded(drawing: Image.Image, suffix: str) -> bytes:
     return content.getvalue()
 
 
-def own_name(source: str) -> str:
-    """The name of a picture without folder and suffix, short enough for any file system."""
+def image_stem(source: str) -> str:
+    """The name of an image without folder and suffix, short enough for any file system."""
     path = unquote(urlsplit(source).path) if source.startswith(_URL_SCHEMES) else source
     stem = Path(path).stem.encode(errors="surrogateescape")[:_LONGEST_STEM_IN_BYTES].decode(errors="ignore")
-    return stem.strip(". ") or "picture"
+    return stem.strip(". ") or "image"
 
 
 def check_folder(folder: Path) -> None:
