@@ -2,16 +2,9 @@
 
 from .dataset import ShapesDataset, ShapesItem, Task, write_coco, write_odvg
 from .drawing import Box
-from .language import (
-    VOCABULARY,
-    Grounding,
-    caption_prompt,
-    detection_prompt,
-    expressions_prompt,
-    places_prompt,
-    referring_prompt,
-)
-from .phrases import Description
+from .language import caption_prompt, detection_prompt
+from .phrases import VOCABULARY, Description, Grounding
+from .referring import expressions_prompt, places_prompt, referring_prompt
 from .scene import (
     CATEGORIES,
     COLORS,

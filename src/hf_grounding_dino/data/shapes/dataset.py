@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ...utils.atomic import write_atomic
-from .language import Grounding, caption_prompt, detection_prompt, expressions_prompt, places_prompt, referring_prompt
+from .language import caption_prompt, detection_prompt
+from .phrases import Grounding
+from .referring import expressions_prompt, places_prompt, referring_prompt
 from .scene import CATEGORIES, MAX_OBJECTS, SPLIT_CODES, Scene, Split, generate_scene
 
 Task = Literal["mixed", "detection", "caption", "referring", "expressions", "places", "across", "down"]

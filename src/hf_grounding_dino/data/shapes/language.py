@@ -1,22 +1,11 @@
-"""Prompts for a scene: lists of labels, captions, and expressions that mean one object."""
+"""Prompts for a scene: lists of labels, and captions."""
 
 from typing import Final
 
 import numpy as np
 
-from .phrases import NUMBER_WORDS, VOCABULARY, CharSpan, Description, Grounding, describe, pick, shuffled, with_article
-from .referring import expressions_prompt, places_prompt, referring_prompt
+from .phrases import NUMBER_WORDS, CharSpan, Description, Grounding, describe, pick, shuffled, with_article
 from .scene import ALL_PAIRS, COLORS, SEEN_PAIRS, SHAPES, Pair, Scene, ShapeObject, category_name
-
-__all__ = [
-    "VOCABULARY",
-    "Grounding",
-    "caption_prompt",
-    "detection_prompt",
-    "expressions_prompt",
-    "places_prompt",
-    "referring_prompt",
-]
 
 _Phrase = tuple[str, tuple[int, ...]]
 

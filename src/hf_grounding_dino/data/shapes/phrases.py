@@ -86,12 +86,7 @@ class Description:
 
     def matches(self, item: ShapeObject) -> bool:
         """Whether all that is said is true of the object."""
-        return (
-            self.shape in (None, item.shape)
-            and self.color in (None, item.color)
-            and self.size in (None, item.size)
-            and self.fill in (None, item.fill)
-        )
+        return all(said in (None, getattr(item, name)) for name, said in vars(self).items())
 
     def found_in(self, scene: Scene) -> tuple[int, ...]:
         """The positions of all objects in the scene that it is true of."""
