@@ -102,7 +102,7 @@ def test_labelme_beside_the_images(tmp_path: Path) -> None:
 
 
 def test_label_studio(tmp_path: Path) -> None:
-    """In percent of a image of 100 x 50; names and types are those of the interface that comes with the tasks."""
+    """In percent of an image of 100 x 50; names and types are those of the interface that comes with the tasks."""
     output = written(tmp_path, "label-studio")
     tasks = json.loads((output / "tasks.json").read_text(encoding="utf-8"))
     view = ElementTree.parse(output / "label_config.xml").getroot()

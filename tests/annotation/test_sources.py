@@ -54,7 +54,7 @@ def test_files(tmp_path: Path) -> None:
 
 
 def test_web_dataset(tmp_path: Path) -> None:
-    """A sample is all members of one stem; its image is what ends in a image's extension, or in the given one."""
+    """A sample is all members of one stem; its image is what ends in an image's extension, or in the given one."""
     members = {"./001.jpg": png(1), "001.json": b"{}", "001.seg.png": png(9), "sub/002.JPG": png(2)}
     first = tar(tmp_path / "train-000.tar", members)
     second = tar(tmp_path / "train-001.tar", {"001.jpg": png(3)})

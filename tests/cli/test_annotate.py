@@ -149,7 +149,7 @@ def test_shards_of_a_launch(
 
 
 def test_labels_of_several_prompts_and_other_thresholds(model: Path, here: Path) -> None:
-    """300 labels do not fit one prompt; a label with threshold 1 is never found, and 3 boxes a image are kept."""
+    """300 labels do not fit one prompt; a label with threshold 1 is never found, and 3 boxes an image are kept."""
     labels = [f"cat {word}" for word in ("red", "green", "blue")] + ["cat " * i + "remote" for i in range(1, 60)]
     Path("names.txt").write_text("\n".join(labels) + "\n\n", encoding="utf-8")
     Path("t.json").write_text(json.dumps(dict.fromkeys(labels[1:], 1.0)), encoding="utf-8")

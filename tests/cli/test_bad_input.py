@@ -174,7 +174,9 @@ FULL = "File too large"
 TORN = "not all of it could be written, as on a full disk"
 ANNOTATE = ["annotate", "--images", "a.png", *LABELS, "--model", "model", "--threshold", "0", "--output", "out"]
 EVALUATE = ["evaluate", *DATA, "--model", "model", "--output"]
-JOURNAL = ("out/.annotate/run.json", "out/.annotate/shard-1-of-1.jsonl")
+CHECKPOINT = tuple(
+    f"out/.annotate/{name}" for name in ("part-1-of-1-000000.parquet", "protocol.json", "shard-1-of-1.lock")
+)
 STORE = ("predictions/protocol.json", "predictions/part-0000-000000.parquet")
 MMDET = ["convert", "model", "out/m.pth", "--to", "mmdet"]
 FILLING = {
@@ -184,8 +186,14 @@ FILLING = {
         f"out/a.png cannot be written: {FULL}",
         old=("out/a.png", "out/a.json"),
     ),
-    "annotate, journal": Filling(ANNOTATE, 0, f"out/.annotate/run.json cannot be written: {FULL}"),
-    "annotate": Filling(ANNOTATE, 1500, f"out/annotations.json cannot be written: {FULL}", JOURNAL),
+    "annotate, settings": Filling(ANNOTATE, 0, f"out/.annotate/protocol.json cannot be written: {FULL}"),
+    "annotate, predictions": Filling(ANNOTATE, 1000, f"{CHECKPOINT[0]} cannot be written: {FULL}", CHECKPOINT[1:]),
+    "annotate": Filling(
+        [*ANNOTATE, "--format", "label-studio"],
+        4000,
+        f"out/tasks.json cannot be written: {FULL}",
+        (*CHECKPOINT, "out/label_config.xml"),
+    ),
     "evaluate, protocol": Filling([*EVALUATE, "out"], 0, f"out/predictions/protocol.json cannot be written: {FULL}"),
     "evaluate, predictions": Filling(
         [*EVALUATE, "out"],

@@ -1,1 +1,1 @@
-"""Labelling pictures in bulk: sources of pictures, a journal that survives a kill, the files that tools import."""
+"""Labeling images in bulk: sources of images, predictions that survive a kill, the files that other tools import."""

@@ -8,8 +8,10 @@ are the same to the last digit.
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -90,8 +92,8 @@ def annotate(
 
     Raises:
         AnnotationError: labels that cannot be looked for, a run that was begun in the folder with other labels, model,
-            thresholds, format or images, files there that the run would replace, or no memory for one image at a time.
-        OSError: a file cannot be written.
+            thresholds, format or images, files there that the run would replace, a file that cannot be written, or no
+            memory for one image at a time.
     """
     if format not in FORMATS:
         raise AnnotationError(f"the format {format!r} is none of {', '.join(FORMATS)}")
@@ -120,6 +122,22 @@ def annotate(
     return run_annotation(predictor, source, Path(output), run, shard=shard, progress=progress)
 
 
+@contextmanager
+def _writing() -> Iterator[None]:
+    """Word what the disk refuses."""
+    try:
+        yield
+    except BrokenPipeError:  # of the progress bar
+        raise
+    except OSError as error:
+        # Parquet's writer puts words of its own around the system's.
+        place, reason = error.filename or "a file", os.strerror(error.errno) if error.errno else error
+        raise AnnotationError(
+            f"{place} cannot be written: {reason}; what is done is kept, the same command goes on with it"
+        ) from error
+
+
+@_writing()
 def run_annotation(
     predictor: Predictor,
     source: Source,
@@ -179,13 +197,13 @@ def _image(source: Source, index: int, refusal: str | None) -> Callable[[], Imag
     return open_it
 
 
+@_writing()
 def merge(output: Path) -> Summary:
     """Write the files of a run whose images are all done; to repeat it does no harm.
 
     Raises:
-        AnnotationError: no run was begun in this folder, images are not done yet, or the predictions are of another
-            run.
-        OSError: a file cannot be written.
+        AnnotationError: no run was begun in this folder, images are not done yet, the predictions are of another run,
+            or a file cannot be written.
     """
     checkpoint = Checkpoint(output)
     run = checkpoint.run()

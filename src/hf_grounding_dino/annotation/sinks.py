@@ -127,7 +127,7 @@ def write_odvg(folder: Path, run: Run, images: Iterable[LabelledImage]) -> None:
 def write_label_studio(folder: Path, run: Run, images: Iterable[LabelledImage]) -> None:
     """Tasks with predictions, boxes in percent, and the labelling interface they are for.
 
-    Pictures are named for "local files" storage: names start from LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT. That is the
+    Images are named for "local files" storage: names start from LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT. That is the
     folder above the images' own, as Label Studio serves nothing that lies in the document root itself.
     """
     view = ElementTree.Element("View")

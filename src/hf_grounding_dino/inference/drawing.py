@@ -1,4 +1,4 @@
-"""Detections drawn on their picture: a box each, and a tag with its label and score."""
+"""Detections drawn on their image: a box each, and a tag with its label and score."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _LUMINANCE_FOR_BLACK_TEXT = 0.179
 
 
 class Box(TypedDict):
-    """A box in pixels of the upright picture."""
+    """A box in pixels of the upright image."""
 
     xmin: int
     ymin: int
@@ -53,7 +53,7 @@ class Detection(TypedDict):
 
 
 def scaled(detection: Detection, scale: float) -> Detection:
-    """The detection on the picture in another size."""
+    """The detection on the image in another size."""
     box = detection["box"]
     left, top, right, bottom = (round(side * scale) for side in (box["xmin"], box["ymin"], box["xmax"], box["ymax"]))
     return {**detection, "box": Box(xmin=left, ymin=top, xmax=right, ymax=bottom)}
@@ -84,17 +84,17 @@ class Tag(NamedTuple):
 def draw_detections(
     image: Image.Image, detections: Sequence[Detection] | dict[str, Any], labels: Iterable[str] = ()
 ) -> Image.Image:
-    """Draw detections on a copy of their picture.
+    """Draw detections on a copy of their image.
 
-    A small picture is enlarged by a whole number, so that the tags can be read. A tag that cannot lie inside the
-    picture, one of a few pixels' width say, is left out.
+    A small image is enlarged by a whole number, so that the tags can be read. A tag that cannot lie inside the
+    image, one of a few pixels' width say, is left out.
 
     Args:
-        image: the picture.
-        detections: what was found in it: by the pipeline, which sees pictures upright, so that this one is turned as
-            its EXIF orientation says; or one result of a `post_process_...` of the processor, which takes pictures as
+        image: the image.
+        detections: what was found in it: by the pipeline, which sees images upright, so that this one is turned as
+            its EXIF orientation says; or one result of a `post_process_...` of the processor, which takes images as
             they lie, with boxes in pixels or in [0, 1].
-        labels: all labels that were looked for, for the same colours in every picture; see `label_colors`.
+        labels: all labels that were looked for, for the same colours in every image; see `label_colors`.
     """
     from ..processing.image_processing_grounding_dino import upright  # heavy imports, for which help has no time
     from ..processing.post_processing import listed
@@ -135,7 +135,7 @@ def text_color(background: Color) -> Color:
 
 
 def enlargement(size: tuple[int, int]) -> int:
-    """How many times larger a picture of this size is drawn."""
+    """How many times larger an image of this size is drawn."""
     wanted = math.ceil(_LEGIBLE_SIDE / min(size))
     return max(1, min(wanted, _LARGEST_ENLARGED_SIDE // max(size)))
 
