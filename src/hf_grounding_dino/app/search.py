@@ -19,7 +19,7 @@ from ..inference.drawing import Detection, certainty, draw_detections, scaled
 from ..inference.predictor import Predictor
 from ..inference.prompting import CaptionPrompt, LabelPrompt
 from ..processing.defaults import DEFAULTS, PostProcessing
-from ..processing.prompts import parse_labels
+from ..processing.labels import parse_labels
 from ..utils.image_files import open_image
 
 Kind = Literal["Labels", "Sentence"]

@@ -176,7 +176,7 @@ def requested_labels(texts: Sequence[str]) -> list[str]:
     Raises:
         UserError: a list or a file that cannot be read, or no label.
     """
-    from hf_grounding_dino.processing.prompts import parse_labels, read_labels
+    from hf_grounding_dino.processing.labels import parse_labels, read_labels
 
     try:
         each = [read_labels(Path(text[1:])) if text.startswith("@") else parse_labels([text]) for text in texts]

@@ -22,9 +22,10 @@ from ..models.registry import MODEL_TYPES, load
 from ..processing.closed_vocabulary import doubts
 from ..processing.defaults import Scoring
 from ..processing.image_processing_grounding_dino import read_images, upright
+from ..processing.labels import parse_labels
 from ..processing.post_processing import Detections, checked_top_k, listed
 from ..processing.processing_grounding_dino import GroundingDinoProcessor
-from ..processing.prompts import label_list, parse_labels
+from ..processing.prompts import label_list
 from ..processing.thresholds import CALIBRATED, Thresholds, threshold_per_label
 from ..utils.hub import hub_options
 from .large_vocabulary import PROMPT_TOKENS, Chunking, detect
