@@ -61,31 +61,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @families
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_batch_equals_its_parts(family: tiny.Family, variant: str) -> None:
-    """Three sizes and three prompt lengths in one batch: each image's results equal those it gets alone, to 1e-4."""
-    model = tiny_model(family, **VARIANTS[variant])
+    """Three sizes and three prompt lengths in one batch: each image's results equal those it gets alone, to 1e-4.
+
+    Under either attention, and in training without dropout: no statistic is taken over the batch.
+    """
+    model = tiny_model(family, **VARIANTS[variant]).train(variant == "unshared")
+    if variant == "plain":
+        model.set_attn_implementation("eager")
     assert_batch_equals_singles(model, three(), run(model, tiny.together(three())))
 
 
 @families
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_batch_equals_its_parts_under_each_attention(family: tiny.Family, implementation: str) -> None:
-    """The masks mean the same to every attention implementation."""
-    model = own.GroundingDinoForObjectDetection._from_config(
-        tiny.tiny_config(family, d_model=64), attn_implementation=implementation
-    ).eval()
-    tiny.randomize(model)
-    assert_batch_equals_singles(model, three(), run(model, tiny.together(three())))
-
-
-@families
-def test_batch_equals_its_parts_in_training(family: tiny.Family) -> None:
-    """Without dropout, `train()` changes nothing: no statistic is taken over the batch."""
-    model = tiny_model(family).train()
-    assert_batch_equals_singles(model, three(), run(model, tiny.together(three())))
-
-
-@families
-@pytest.mark.parametrize("garbage", [1e6, math.nan, math.inf])
+@pytest.mark.parametrize("garbage", [1e6, math.nan])
 def test_padded_pixels_mean_nothing(family: tiny.Family, garbage: float) -> None:
     """Whatever stands in the padding, the results are bit for bit those of zeros."""
     model = tiny_model(family)
@@ -123,7 +110,7 @@ def test_more_padding_means_nothing(family: tiny.Family) -> None:
 
 
 @families
-@pytest.mark.parametrize("order", [[1, 0, 2], [2, 1, 0], [1, 2, 0]])
+@pytest.mark.parametrize("order", [[1, 2, 0]])
 def test_order_of_the_batch(family: tiny.Family, order: list[int]) -> None:
     """Row i of the permuted batch equals row order[i] of the batch, to 1e-5."""
     model = tiny_model(family)
@@ -158,7 +145,7 @@ def test_masks_may_be_left_out(family: tiny.Family) -> None:
 
 
 @families
-@pytest.mark.parametrize("side", [1, 3, 8, 16])
+@pytest.mark.parametrize("side", [1, 16])
 def test_images_smaller_than_the_queries(family: tiny.Family, side: int) -> None:
     """16 px give 4 + 1 + 1 + 1 = 7 tokens for 20 queries: 13 have -inf logits, alone and beside a large image."""
     model = tiny_model(family)
@@ -269,7 +256,7 @@ def prompt_of(length: int) -> list[list[int]]:
 
 
 @families
-@pytest.mark.parametrize("length", [255, 256, 257, 5000])
+@pytest.mark.parametrize("length", [256, 257, 5000])
 def test_long_prompts_run(family: tiny.Family, length: int) -> None:
     """Any length runs; the logits are max(length, max_text_len = 256) wide and finite on every token."""
     model = tiny_model(family, encoder_layers=1, decoder_layers=1)

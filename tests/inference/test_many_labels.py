@@ -1,6 +1,6 @@
 """Law 16 at length: whatever the labels hold, and however many there are, a result is the caller's string and index.
 
-500 lists here; `HF_GROUNDING_DINO_LABEL_LISTS=10000 pytest tests/test_many_labels.py` checks as many as it says.
+500 lists here; `HF_GROUNDING_DINO_LABEL_LISTS=10000` checks as many as it says.
 """
 
 from __future__ import annotations
