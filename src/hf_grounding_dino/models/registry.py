@@ -88,10 +88,12 @@ def find(model_type: str | None, family: str | None = None) -> ModelType:
 
 
 def class_for(cls: type, model_type: str) -> type:
-    """The base model or detector of a model type, whichever `cls` is of another type; else `cls` itself."""
+    """The base model or detector of a model type of the same family, whichever `cls` is of another; else `cls`."""
+    own = MODEL_TYPES.get(model_type)
     for row in MODEL_TYPES.values():
         for role in ("model", "detector"):
             reference: str = getattr(row, role)
             if reference.endswith(f":{cls.__name__}") and load(reference) is cls:
-                return load(getattr(MODEL_TYPES[model_type], role))
+                same_family = own and own.config.partition(":")[0] == row.config.partition(":")[0]
+                return load(getattr(own, role)) if same_family else cls
     return cls
