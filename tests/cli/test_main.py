@@ -73,6 +73,7 @@ def test_help_names_the_commands_and_no_old_one(capsys: pytest.CaptureFixture[st
         (["annotate", "--ouput=there"], "--output"),
         (["detect", "--dtype", "bflot16"], "bfloat16"),
         (["detect", "--device", "cudaa:1"], "cuda"),
+        (["train", "finetune_smal"], "finetune_small"),
         (["validate", "--annotations", "a", "--format", "cocoo"], "coco"),
         (["evaluate", "--annotations", "a", "--format", "vocc", "--model", "m"], "voc"),
         (["export", "a.onnx", "--format", "openvno"], "openvino"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from hf_grounding_dino.utils.memory import is_out_of_memory
 
-from . import PROGRAM, UserError, complete_with, decide_kernel, quiet_libraries, say
+from . import PROGRAM, UserError, complete_with, decide_kernel, quiet_libraries, say, table
 from .files import check_folder
 from .problems import user_errors
 
@@ -58,8 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     from hf_grounding_dino.training.recipes import recipe_names, recipe_summary, recipe_text
 
     if arguments.list:
-        width = max(map(len, recipe_names()))
-        say("\n".join(f"{name:{width}}  {recipe_summary(name)}" for name in recipe_names()))
+        say("\n".join(table([(name, recipe_summary(name)) for name in recipe_names()], "<")))
         return 0
     if arguments.recipe is None:
         raise UserError(f"name a recipe: {', '.join(recipe_names())}, or a YAML file")
@@ -114,11 +113,9 @@ def summary(report: Report, output_dir: str) -> str:
     if report.steps < report.max_steps:
         lines.append(f"stopped after step {report.steps} of {report.max_steps}; go on with --resume")
     if report.after:
-        width = max(map(len, report.after))
-        lines.append(f"{'':{width}}  before   after")
-        for name, score in report.after.items():
-            before = report.before.get(name)
-            lines.append(f"{name:{width}}  {'' if before is None else f'{before:6.3f}':6}  {score:6.3f}")
+        before = {name: f"{score:.3f}" for name, score in report.before.items()}
+        rows = [(name, before.get(name, ""), f"{score:.3f}") for name, score in report.after.items()]
+        lines += table([("", "before", "after"), *rows])
     lines += [f"lost {fall:.3f} of {name}" for name, fall in report.lost.items()]
     shares = ", ".join(f"{part} {share:.0%}" for part, share in sorted(report.time_shares.items(), key=lambda x: -x[1]))
     lines.append(f"{report.seconds:.0f} s: {shares}")

@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tqdm import tqdm
-
 from hf_grounding_dino.utils.printable import printable
+from hf_grounding_dino.utils.progress import progress_bar
 
 from . import UserError, did_you_mean, quiet_libraries, say, table, whole_number
 from .problems import user_errors
@@ -127,7 +125,7 @@ def _inspected(records: RecordSet | RecordStream, decode: bool) -> Iterator[tupl
     waiting = iter(each)
     with (
         ThreadPoolExecutor(os.cpu_count()) as threads,
-        tqdm(total=total, unit="image", desc="decoding", file=sys.stderr, disable=None) as progress,
+        progress_bar(total, name="decoding", in_logs=False) as progress,
     ):
         while batch := list(islice(waiting, _DECODED_AT_ONCE)):
             yield from zip(batch, threads.map(image_problem, batch), strict=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -13,18 +12,16 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from tqdm import tqdm
 
 from ..data.records import DataError
 from ..inference.predictions import PredictionStore, Unreadable, scored_boxes
 from ..inference.predictor import Predictor, Request
 from ..models.loading import model_fingerprint
-from ..utils.printable import printable
+from ..utils.progress import progress_bar
 from .metrics.base import NOTHING_FOUND, ItemId, ItemMetric, ScoredBoxes
 from .predictions import Predictions
 from .tasks import Sample, Task
 
-_SECONDS_IN_LOGS = 30  # between two states of the bar, where no terminal overwrites the one before
 _IMAGE_OPTIONS = (
     "size", "resize_rule", "resample", "do_resize", "do_rescale", "do_normalize", "image_mean", "image_std",
 )  # fmt: skip
@@ -78,7 +75,7 @@ def evaluate(task: Task, predictor: Predictor, *, progress: bool = True) -> dict
     state = PartialState()
     metric = task.new_metric(num_process=state.num_processes, process_id=state.process_index)
     rows = range(state.process_index, len(task), state.num_processes)
-    with _bar(task, len(task), 0, shown=progress and state.is_main_process, leave=False) as bar:
+    with progress_bar(len(task), name=task.name, shown=progress and state.is_main_process, leave=False) as bar:
         for sample, found, problem in _run(task, predictor, rows):
             if problem is not None:
                 raise DataError(f"{task.name}: image {sample.sample_id} cannot be read: {problem}")
@@ -114,7 +111,8 @@ def predict(task: Task, predictor: Predictor, store: PredictionStore, *, progres
     # All have to know what is done before any of them adds to it.
     state.wait_for_everyone()
     started = time.perf_counter()
-    bar = _bar(task, len(task), len(task) - len(todo), shown=progress and state.is_main_process and bool(todo))
+    shown = progress and state.is_main_process and bool(todo)
+    bar = progress_bar(len(task), done=len(task) - len(todo), name=task.name, shown=shown)
     with bar, store.writer(state.process_index) as writer:
         for sample, found, problem in _run(task, predictor, own):
             if problem is None or known.get(sample.sample_id) != problem:
@@ -207,14 +205,6 @@ def _run(task: Task, predictor: Predictor, rows: Sequence[int]) -> Iterator[tupl
             yield sample, NOTHING_FOUND, answer.problem
         else:
             yield sample, scored_boxes(answer.found, task.prompting.category_ids(sample)), None
-
-
-def _bar(task: Task, total: int, done: int, *, shown: bool, leave: bool = True) -> Any:
-    every = 0.1 if sys.stderr.isatty() else _SECONDS_IN_LOGS
-    return tqdm(
-        total=total, initial=done, desc=printable(task.name), unit="image", smoothing=0.1, disable=not shown,
-        mininterval=every, leave=leave,
-    )  # fmt: skip
 
 
 def _refuse_gaps(rows: dict[ItemId, int], predictions: Predictions) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,9 +16,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..utils.printable import printable
+from ..utils.progress import progress_bar
 
 GIGABYTE = 1024**3
-_SECONDS_IN_LOGS = 30  # between two states of the bar, where no terminal overwrites the one before
 _SHOWN = ("loss", "loss_ce", "loss_bbox", "loss_giou")
 
 
@@ -61,10 +60,9 @@ class MetricLogger:
         self._since = time.perf_counter()
         self._sums: dict[str, Tensor] = {}
         self._count = 0
-        self.bar = tqdm(
-            total=max_steps, initial=first_step, desc="training", unit="step", disable=not self.enabled, leave=False,
-            mininterval=0.1 if sys.stderr.isatty() else _SECONDS_IN_LOGS,
-        )  # fmt: skip
+        self.bar = progress_bar(
+            max_steps, done=first_step, name="training", unit="step", shown=self.enabled, leave=False
+        )
 
     def add(self, terms: Mapping[str, Tensor]) -> None:
         """Count one step in; nothing is read from the device."""

@@ -21,6 +21,7 @@ def progress_bar(
     unit: str = "image",
     shown: bool = True,
     in_logs: bool = True,
+    leave: bool = True,
 ) -> Any:
     """A bar on stderr with the rate and the time that is left; in a log, a state now and then.
 
@@ -31,6 +32,7 @@ def progress_bar(
         unit: what is counted.
         shown: whether anything appears.
         in_logs: whether it appears where stderr is no terminal.
+        leave: whether its last state stays.
     """
     terminal = sys.stderr.isatty()
     return tqdm(
@@ -42,4 +44,5 @@ def progress_bar(
         disable=not (shown and (terminal or in_logs)),
         mininterval=0.1 if terminal else _SECONDS_IN_LOGS,
         delay=0 if terminal else _SECONDS_IN_LOGS,
+        leave=leave,
     )

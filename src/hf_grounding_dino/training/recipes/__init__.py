@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from importlib import resources
 from pathlib import Path
 
@@ -32,5 +33,7 @@ def recipe_text(name: str) -> str:
         except OSError as error:
             raise OptionError(f"{name}: {error.strerror or error}") from error
     if name not in recipe_names():
-        raise OptionError(f"there is no recipe {name}; there are {', '.join(recipe_names())}, and YAML files")
+        near = difflib.get_close_matches(name, recipe_names(), n=1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise OptionError(f"there is no recipe {name}; there are {', '.join(recipe_names())}, and YAML files{meant}")
     return (resources.files(__name__) / f"{name}.yaml").read_text()
