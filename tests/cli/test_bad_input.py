@@ -489,7 +489,7 @@ BAD: dict[str, Bad] = {
             (f"batch_size={LONG}", "a number of 400 digits"),
             (f"learning_rate={LONG}", "a number of 400 digits"),
             (f"max_steps={LONG}", "a number of 400 digits"),
-            ("num_workers=100000", "num_workers is 100000: 1024 processes are the most"),
+            ("num_workers=100000", "num_workers is 100000: it should be less than or equal to 1024"),
         )
     },
     "threads": Bad(nothing, [*ANNOTATE, "--threads", "100000"], "100000 is not a whole number from 1 to 1024"),
