@@ -38,7 +38,9 @@ from hf_grounding_dino.data.shapes import VOCABULARY
 from hf_grounding_dino.data.tokenizer import build_tokenizer
 from hf_grounding_dino.data.training_dataset import TrainingDataset, training_batches
 from hf_grounding_dino.data.training_prompts import PromptSampler, PromptSettings
-from hf_grounding_dino.evaluation.records import evaluate_records
+from hf_grounding_dino.evaluation.datasets import records_task
+from hf_grounding_dino.evaluation.runner import evaluate
+from hf_grounding_dino.inference.predictor import Predictor
 from hf_grounding_dino.models.grounding_dino.configuration_grounding_dino import MMGroundingDinoConfig
 from hf_grounding_dino.models.grounding_dino.label_embedding import KEY_IN_MODEL
 from hf_grounding_dino.models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
@@ -287,8 +289,15 @@ def measure(
     """AP and AP50 of a variant's weights in this package's class, which is loaded anew and leaves `trained` alone."""
     model = GroundingDinoForObjectDetection.from_pretrained(start, dtype=torch.float32)
     model.load_state_dict({name: value for name, value in trained.state_dict().items() if name != KEY_IN_MODEL})
-    scores = evaluate_records(model.eval(), processor, records)
+    scores = evaluate_records(model, processor, records)
     return scores["AP"], scores["AP50"]
+
+
+def evaluate_records(
+    model: GroundingDinoForObjectDetection, processor: GroundingDinoProcessor, records: RecordSet
+) -> dict[str, float]:
+    """What `evaluate` measures of records."""
+    return evaluate(records_task(records), Predictor(model, processor, batch_size=8))
 
 
 def write_trials(output: Path, settings: ComparisonSettings, trials: Iterable[Trial]) -> None:

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from hf_grounding_dino.assets import NANO
-from hf_grounding_dino.data.records import SourceEntry
+from hf_grounding_dino.data.readers import open_records
+from hf_grounding_dino.data.records import RecordSet, SourceEntry
 from hf_grounding_dino.data.shapes import CATEGORIES
 from hf_grounding_dino.evaluation.benchmarks import find_benchmark
-from hf_grounding_dino.evaluation.datasets import benchmark_tasks, source_task
+from hf_grounding_dino.evaluation.datasets import benchmark_tasks, measured_task
 from hf_grounding_dino.evaluation.runner import evaluate, predict, score
 from hf_grounding_dino.inference.predictions import PredictionStore
 from hf_grounding_dino.inference.predictor import Predictor
@@ -54,7 +55,9 @@ def test_training_measures_what_the_benchmark_reports(predictor: Predictor, tmp_
     expected: dict[str, Any] = score(task, store).numbers
     format = "mdetr" if sentences else "coco"
     entry = SourceEntry(format=format, annotations=str(part.annotations), images=str(part.images))
-    measured = evaluate(source_task(entry), predictor, progress=False)
+    records = open_records(entry)
+    assert isinstance(records, RecordSet)
+    measured = evaluate(measured_task(entry, records), predictor, progress=False)
     # Of records it is not known which dataset of a file they are of.
     assert measured == {key: pytest.approx(expected[key], abs=1e-6) for key in measured}
     assert all(key.startswith("refcoco") for key in set(expected) - set(measured)) and max(measured.values()) > 0

@@ -297,7 +297,7 @@ def test_a_run_leaves_models_metrics_images_and_a_report(run: Run, tmp_path: Pat
     scored = {line["step"]: line["evaluation"] for line in lines if "evaluation" in line}
     assert scored.keys() == {0, 2, 4}
     assert scored[0].keys() == scored[4].keys() == {
-        *(f"shapes val detection/{name}" for name in ("AP", "AP50", "AP75")), "shapes val referring/R@1",
+        *(f"shapes val detection/{name}" for name in ("AP", "AP50", "AP75")), "shapes val referring/P@1",
     }  # fmt: skip
     assert report.before == scored[0] and report.after == scored[4]
     assert report.best_step in (2, 4)
@@ -342,7 +342,7 @@ def test_the_card_knows_which_images_were_measured(home: Path, run: Run, tmp_pat
 def test_what_was_lost_is_reported(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """0.5 before, 0.25 after: 0.25 lost of what is to be retained; the dataset that gained is not listed."""
     scores = iter([0.1, 0.5, 0.4, 0.25])
-    monkeypatch.setattr(trainer, "evaluate_records", lambda *_, **__: {"AP": next(scores)})
+    monkeypatch.setattr(trainer, "evaluate", lambda *_, **__: {"AP": next(scores)})
     assert run(f"eval={VAL}", f"retain={REFERRING}", "max_steps=1").lost == {"shapes val referring/AP": 0.25}
 
 

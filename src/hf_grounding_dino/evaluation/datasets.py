@@ -151,6 +151,22 @@ def records_task(records: RecordSet, options: TaskOptions = PLAIN) -> Task:
     )
 
 
+def measured_task(entry: SourceEntry, records: RecordSet) -> Task:
+    """A task for a dataset that training measures, by the same reading as `evaluate`; missing images are left out.
+
+    Args:
+        entry: the dataset, as the recipe has it.
+        records: the same, opened.
+
+    Raises:
+        DataError: a COCO file is not as the official evaluation needs it.
+    """
+    if entry.format != "coco":
+        return records_task(records)
+    images = entry.images or str(Path(entry.annotations).parent)
+    return source_task(replace(entry, images=images), TaskOptions(leave_out_missing=True))
+
+
 def annotations_task(
     file: AnnotationFile, name: str, prompting: Prompting, new_metric: NewMetric, options: TaskOptions = PLAIN
 ) -> Task:

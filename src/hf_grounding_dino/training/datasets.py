@@ -12,6 +12,8 @@ from ..data.readers import open_records
 from ..data.records import DataError, RecordSet, RecordStream, SourceEntry
 from ..data.training_dataset import TrainingDataset
 from ..data.training_prompts import PromptSampler
+from ..evaluation.datasets import measured_task
+from ..evaluation.tasks import Task
 from ..processing.processing_grounding_dino import GroundingDinoProcessor
 from ..publishing.facts import DatasetFacts, dataset_facts
 from .recipe import Recipe
@@ -22,24 +24,34 @@ NOT_SAID = ("gapped ids", "crowd", "no boxes")
 
 @dataclass(frozen=True)
 class Datasets:
-    """The datasets of a run; those that are measured by the names that their scores have."""
+    """The datasets of a run; those that are measured by the names that their scores have.
+
+    tasks: what is measured of each, read as `evaluate` reads it.
+    """
 
     train: list[RecordSet | RecordStream]
     eval: dict[str, RecordSet]
     retain: dict[str, RecordSet]
+    tasks: dict[str, Task]
 
     @classmethod
     def open(cls, recipe: Recipe) -> Datasets:
         """Open all datasets of a recipe.
 
         Raises:
-            DataError: one cannot be read, its labels are not those of its boxes, or it is measured and a stream.
+            DataError: one cannot be read, its labels are not those of its boxes, or it is measured and a stream, or
+                not to be read as `evaluate` reads it.
         """
         train = [open_records(entry) for entry in recipe.train]
         for records in train:
             refuse_other_labels(records)
         measured = _open_measured(recipe.eval)
-        return cls(train, measured, _open_measured(recipe.retain, taken=measured))
+        retained = _open_measured(recipe.retain, taken=measured)
+        entries = zip((measured | retained).items(), [*recipe.eval, *recipe.retain], strict=True)
+        tasks = {name: measured_task(entry, records) for (name, records), entry in entries}
+        if recipe.evaluate_images is not None:
+            tasks = {name: task.first(recipe.evaluate_images) for name, task in tasks.items()}
+        return cls(train, measured, retained, tasks)
 
     def images_known(self, images_seen: int, least: int) -> int:
         """How many images there are to train on; of streams those that were seen, at least `least`."""

@@ -19,7 +19,8 @@ from ..data.collate import GroundingCollator
 from ..data.records import DataError, RecordSet
 from ..data.sampling import BatchSampler
 from ..data.training_dataset import Skipped, training_batches
-from ..evaluation.records import evaluate_records
+from ..evaluation.runner import evaluate
+from ..inference.predictor import Predictor
 from ..models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
 from ..publishing.facts import CURVES_FILE, EXAMPLES_FILE, EXAMPLES_FOLDER, RECIPE_FILE, STEP_FILE, write_datasets
 from ..publishing.history import write_curves
@@ -35,7 +36,10 @@ from .train_state import build_accelerator, build_train_state, load_model
 
 REPORT_FILE = "report.json"
 LARGEST_SKIPPED_SHARE, LEAST_OF_A_STREAM = 0.01, 1000
-MAIN_METRICS = ("AP", "R@1")
+MAIN_METRICS = ("AP", "P@1", "R@1")
+"""The first of these that a dataset has chooses `best/`."""
+_REPORTED = ("AP", "AP50", "AP75", "P@1", "R@1")
+_EVALUATION_BATCH = 8
 
 Scores = dict[str, float]
 
@@ -237,9 +241,10 @@ class Trainer:
     def _measure(self, model: GroundingDinoForObjectDetection, datasets: Mapping[str, RecordSet]) -> Scores:
         scores: Scores = {}
         with self.logger.watch.measure("evaluation"), self.accelerator.autocast():
-            for name, records in datasets.items():
-                found = evaluate_records(model, self.processor, records, limit=self.recipe.evaluate_images)
-                scores |= {f"{name}/{metric}": value for metric, value in found.items()}
+            predictor = Predictor(model, self.processor, batch_size=_EVALUATION_BATCH)
+            for name in datasets:
+                found = evaluate(self.datasets.tasks[name], predictor)
+                scores |= {f"{name}/{metric}": found[metric] for metric in _REPORTED if metric in found}
         return scores
 
     def _log(self, step: int, scores: Scores) -> None:
