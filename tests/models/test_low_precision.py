@@ -67,10 +67,11 @@ def assert_gradients_are_finite(model: torch.nn.Module) -> None:
 @halves
 @pytest.mark.usefixtures("sampled")
 def test_eval(family: tiny.Family, dtype: torch.dtype) -> None:
-    """Weights and pixels in half precision, no gradients."""
+    """Weights in half precision, pixels too or in float32 as the processor gives them, no gradients."""
     model = tiny.tiny_model(family).to(dtype)
-    with torch.no_grad():
-        assert_sound(model(**batch(dtype)))
+    for pixels in (dtype, torch.float32):
+        with torch.no_grad():
+            assert_sound(model(**batch(pixels)))
 
 
 @families
@@ -101,15 +102,6 @@ def test_autocast(family: tiny.Family, training: bool) -> None:
     assert output.loss.isfinite()
     output.loss.backward()
     assert_gradients_are_finite(model)
-
-
-@families
-@halves
-def test_pixels_of_another_type(family: tiny.Family, dtype: torch.dtype) -> None:
-    """The processor gives float32 pixels: a model in half precision takes them (users.md, P10: entry points cast)."""
-    model = tiny.tiny_model(family).to(dtype)
-    with torch.no_grad():
-        assert_sound(model(**batch(torch.float32)))
 
 
 @families
