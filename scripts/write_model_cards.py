@@ -62,7 +62,7 @@ base_model: {id}
 | parameters | {millions} million |
 | type on the Hub | `{model_type}` |
 | trained on | {data} |
-| license of the weights | {licence} |
+| license of the weights | {weights_license} |
 | paper, code | {paper}, {code} |
 
 ## Use
@@ -118,14 +118,14 @@ def card(checkpoint: Checkpoint) -> str:
     )
     return TEMPLATE.format(
         id=checkpoint.id,
-        license="license: apache-2.0\n" if checkpoint.licence.startswith("Apache-2.0") else "",
+        license="license: apache-2.0\n" if checkpoint.license.startswith("Apache-2.0") else "",
         name=checkpoint.name,
         intro=wrapped(intro),
         backbone=BACKBONES[checkpoint.backbone],
         millions=round(checkpoint.parameters / 1e6),
         model_type="grounding-dino" if checkpoint.family == "grounding-dino" else "mm-grounding-dino",
         data="; ".join(checkpoint.data),
-        licence=checkpoint.licence,
+        weights_license=checkpoint.license,
         paper=paper,
         code=code,
         rows=rows,

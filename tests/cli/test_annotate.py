@@ -159,8 +159,10 @@ def test_labels_of_several_prompts_and_other_thresholds(model: Path, here: Path)
     assert max(sum(item["image_id"] == i for item in found) for i in range(1, 5)) <= 3
 
 
-@pytest.mark.parametrize("form", [["--threshold", "calibrated"], ["--thresholds", "model/thresholds.json"]])
-def test_calibrated_thresholds(model: Path, here: Path, form: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "form", [["--threshold", "calibrated"], ["--threshold", "tuned"], ["--thresholds", "model/thresholds.json"]]
+)
+def test_tuned_thresholds(model: Path, here: Path, form: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Scored by the mean, as they are for: each label above its own threshold, one box of several labels."""
     shutil.copytree(model, "model")
     asked = ["annotate", "--images", "in", "--labels", "Cat, remote control", "--model", "model", "--output", "out"]
@@ -173,12 +175,12 @@ def test_calibrated_thresholds(model: Path, here: Path, form: list[str], capsys:
     Thresholds(1.0, {"cat": float(cats.median())}).write("model")
     assert main([*asked, *form, "--nms", "1"]) == 0
     told = capsys.readouterr().err
-    assert ("no calibrated threshold for 'remote control': that of all labels" in told) == (form[0] == "--threshold")
+    assert ("no tuned threshold for 'remote control': that of all labels" in told) == (form[0] == "--threshold")
     boxes = json.loads(Path("out/annotations.json").read_text(encoding="utf-8"))["annotations"]
     assert {box["category_id"] for box in boxes} == {1}
     assert 0.9 * len(cats) / 2 <= len(boxes) <= len(cats) / 2, "half of them, but for the ones of no width"
-    assert main([*asked, "--threshold", "calibrated", "--thresholds", "model/thresholds.json"]) == 2
-    assert one_line(capsys) == "give either --threshold calibrated or --thresholds FILE"
+    assert main([*asked, "--threshold", "tuned", "--thresholds", "model/thresholds.json"]) == 2
+    assert one_line(capsys) == "give either --threshold tuned or --thresholds FILE"
     assert main([*asked, "--threshold", "0.3"]) == 2
     assert "give another folder, or remove this one" in one_line(capsys)
 

@@ -118,7 +118,7 @@ def test_a_file_gives_a_drawing_and_detections(model: Path, here: Path, capsys: 
     assert written() == ["photo.jpg", "photo.json"]
 
 
-@pytest.mark.parametrize("threshold", [0.0, Thresholds(0.2, {"cat 7": 0.0})], ids=["one", "calibrated"])
+@pytest.mark.parametrize("threshold", [0.0, Thresholds(0.2, {"cat 7": 0.0})], ids=["one", "tuned"])
 def test_any_number_of_labels_as_in_the_pipeline(model: Path, here: Path, threshold: Any) -> None:
     """192 labels, which no prompt of 256 tokens holds: the same detections, to the digit."""
     labels = [f"cat {i}" for i in range(192)]
@@ -435,18 +435,18 @@ def test_interrupt(
 # --- thresholds beside the model ---------------------------------------------------------------------------------
 
 
-def test_calibrated_thresholds(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tuned_thresholds(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each label is kept above its own: all of one whose threshold is 0, none of one whose threshold is 1."""
     own = here / "model"
     shutil.copytree(model, own)
     image = str(image_file(here / "a.png"))
-    calibrated = ["--threshold", "calibrated", "--model", str(own)]
-    assert main(["detect", image, "--labels", "cat, remote control", *calibrated]) == 2
+    tuned = ["--threshold", "tuned", "--model", str(own)]
+    assert main(["detect", image, "--labels", "cat, remote control", *tuned]) == 2
     assert "thresholds.json" in one_line(capsys)
     Thresholds(1.0, {"cat": 0.0}).write(own)
-    assert main(["detect", image, "--labels", "cat, remote control", *calibrated]) == 0
+    assert main(["detect", image, "--labels", "cat, remote control", *tuned]) == 0
     told = one_line(capsys)
-    assert told == "no calibrated threshold for 'remote control': that of all labels is taken, 1"
+    assert told == "no tuned threshold for 'remote control': that of all labels is taken, 1"
     assert {detection["label"] for detection in found("a.json")} == {"cat"}
-    assert main(["detect", image, "--caption", "a cat", *calibrated]) == 2
-    assert one_line(capsys) == "calibrated thresholds are for --labels, not for a --caption"
+    assert main(["detect", image, "--caption", "a cat", *tuned]) == 2
+    assert one_line(capsys) == "tuned thresholds are for --labels, not for a --caption"

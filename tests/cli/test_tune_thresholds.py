@@ -80,7 +80,7 @@ def test_thresholds_lie_between_right_and_wrong(
     thresholds = Thresholds.from_pretrained(model)
     assert thresholds.default == pytest.approx(0.6)
     assert sorted(thresholds.labels) == sorted(LABELS)
-    assert thresholds.of(LABELS) == pytest.approx([0.6] * 3)
+    assert thresholds.for_labels(LABELS) == pytest.approx([0.6] * 3)
     assert thresholds.source == f"{IMAGES} images of mine"
     out = capsys.readouterr().out
     rows = [line.split() for line in out.splitlines()]
@@ -95,23 +95,25 @@ def test_a_model_is_asked_and_everything_uses_the_file(
     """Before there is a file, `detect` says how to make one; a threshold between two scores keeps what is above it."""
     image, out = mine.parent / "0000.png", tmp_path / "out"
     detect = ["detect", str(image), "--labels", ", ".join(LABELS), "--model", str(model), "--output", str(out)]
-    calibrated = [*detect, "--threshold", "calibrated"]
-    assert main(calibrated) == 2
+    tuned = [*detect, "--threshold", "tuned"]
+    assert main(tuned) == 2
     assert THRESHOLDS_FILE in one_line(capsys)
     answers = tmp_path / "answers"
     assert tune("--model", model, "--annotations", mine, "--output", answers, "--limit", 4) == 0
     assert (answers / "predictions").is_dir() and (model / THRESHOLDS_FILE).is_file()
     Thresholds(0.0).write(model)
-    every = found(calibrated, out)
+    every = found(tuned, out)
     middle = np.median([one["score"] for one in every])
     given = scored(mine, tmp_path / "given", middle + 0.01, middle - 0.01)
     assert tune("--model", model, "--annotations", mine, "--predictions", given) == 0
-    kept = found(calibrated, out)
+    kept = found(tuned, out)
     assert 0 < len(kept) < len(every)
-    assert kept == [one for one in every if one["score"] > Thresholds.from_pretrained(model).of([one["label"]])[0]]
+    assert kept == [
+        one for one in every if one["score"] > Thresholds.from_pretrained(model).for_labels([one["label"]])[0]
+    ]
     own: Any = GroundingDinoForObjectDetection.from_pretrained(model)
-    finder = GroundingDinoPipeline(own, processor=GroundingDinoProcessor.from_pretrained(model))
-    piped = finder(Image.open(image), candidate_labels=LABELS, threshold="calibrated")
+    detector = GroundingDinoPipeline(own, processor=GroundingDinoProcessor.from_pretrained(model))
+    piped = detector(Image.open(image), candidate_labels=LABELS, threshold="tuned")
     assert [(one["label"], one["box"]) for one in piped] == [(one["label"], one["box"]) for one in kept]
 
 

@@ -55,7 +55,7 @@ def test_by_hand() -> None:
     assert result.overall.f1 == pytest.approx(6 / 8)
     assert not dog.own and dog.threshold == result.overall.threshold and dog.f1 == 0
     thresholds = result.thresholds("by hand")
-    assert thresholds.of(["cat", "dog"]) == pytest.approx([0.45, 0.45])
+    assert thresholds.for_labels(["cat", "dog"]) == pytest.approx([0.45, 0.45])
     assert list(thresholds.labels) == ["cat"]
 
 

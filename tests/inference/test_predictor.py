@@ -126,7 +126,7 @@ def test_an_error_that_is_not_of_memory_is_not_tried_again() -> None:
 @pytest.mark.parametrize("count", [0, 1, 32, 33, 100])
 def test_shards_hold_each_item_once(count: int) -> None:
     for shards in (1, 3):
-        parts = [Shard(i, shards).of(range(count)) for i in range(shards)]
+        parts = [Shard(i, shards).windows(range(count)) for i in range(shards)]
         assert sorted(i for part in parts for window in part for i in window) == list(range(count))
         assert [window[0] for window in parts[-1]] == list(range(32 * (shards - 1), count, 32 * shards))
 

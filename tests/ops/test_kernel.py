@@ -315,8 +315,8 @@ class Cache:
         patch.setattr(torch.ops, "load_library", lambda path: self.loaded.append(Path(path).read_bytes()))
         self.root = folder / "hf_grounding_dino"
 
-    def build(self, recipe: kernel.Recipe, folder: Path) -> Path:
-        file = folder / recipe.file
+    def build(self, spec: kernel.BuildSpec, folder: Path) -> Path:
+        file = folder / spec.file
         file.write_bytes(bytes(1000))
         return file
 
@@ -455,7 +455,7 @@ def test_the_cuda_kernel_compiles_and_registers_itself(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from hf_grounding_dino.ops import kernel, deformable_attention\n"
         "import torch\n"
-        "kernel.build(kernel.cuda_recipe([(8, 0), (9, 0)]), Path(sys.argv[1]))\n"
+        "kernel.build(kernel.cuda_build([(8, 0), (9, 0)]), Path(sys.argv[1]))\n"
         "for name in ('deformable_attention', 'deformable_attention_backward'):\n"
         "    print(torch._C._dispatch_has_kernel_for_dispatch_key(f'hf_grounding_dino::{name}', 'CUDA'))\n"
     )

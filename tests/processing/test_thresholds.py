@@ -25,7 +25,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     written = Thresholds(0.3, {"Cat": 0.25, "dog ": 0.5}, "500 images")
     written.write(tmp_path)
     assert Thresholds.from_pretrained(tmp_path) == written == Thresholds.read(tmp_path / THRESHOLDS_FILE)
-    assert written.of(["cat", " DOG", "bird"]) == [0.25, 0.5, 0.3]
+    assert written.for_labels(["cat", " DOG", "bird"]) == [0.25, 0.5, 0.3]
     assert [path.name for path in tmp_path.iterdir()] == [THRESHOLDS_FILE]
 
 
@@ -88,20 +88,20 @@ def test_a_label_is_found_as_a_prompt_or_a_data_set_has_it() -> None:
     """With dots, and under the names that are cleaned for prompts; what has none is told."""
     thresholds = Thresholds(0.5, {"red square": 0.1, "cyan_ring": 0.2})
     labels = ["Red square.", "red_square", "red square (thin)", "cyan_ring", "cyan ring", "ring"]
-    assert thresholds.of(labels) == [0.1, 0.1, 0.1, 0.2, 0.5, 0.5]
+    assert thresholds.for_labels(labels) == [0.1, 0.1, 0.1, 0.2, 0.5, 0.5]
     assert thresholds.missing(labels) == ["cyan ring", "ring"]
 
 
 @pytest.fixture(scope="module")
-def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "nano"
     shutil.copytree(NANO, folder)
     return folder
 
 
-def test_the_pipeline_keeps_each_label_above_its_own(calibrated: Path) -> None:
-    model = GroundingDinoForObjectDetection.from_pretrained(calibrated)
-    processor = GroundingDinoProcessor.from_pretrained(calibrated)
+def test_the_pipeline_keeps_each_label_above_its_own(tuned: Path) -> None:
+    model = GroundingDinoForObjectDetection.from_pretrained(tuned)
+    processor = GroundingDinoProcessor.from_pretrained(tuned)
     pipe = GroundingDinoPipeline(model, processor=processor)
     image = str(DEMO_IMAGE)
     labels = sorted({row["label"] for row in pipe(image, candidate_labels=["circle", "square", "star"])})
@@ -114,22 +114,22 @@ def test_the_pipeline_keeps_each_label_above_its_own(calibrated: Path) -> None:
         assert pipe(image, candidate_labels=labels, threshold=least, scoring=scoring) == expected
 
     with pytest.raises(FileNotFoundError, match="thresholds"):
-        pipe(image, candidate_labels=labels, threshold="calibrated")
-    Thresholds(0.9, dict(zip(labels, least, strict=True))).write(calibrated)
-    assert pipe(image, candidate_labels=labels, threshold="calibrated") == expected
-    content = json.loads((calibrated / THRESHOLDS_FILE).read_text())
+        pipe(image, candidate_labels=labels, threshold="tuned")
+    Thresholds(0.9, dict(zip(labels, least, strict=True))).write(tuned)
+    assert pipe(image, candidate_labels=labels, threshold="tuned") == expected
+    content = json.loads((tuned / THRESHOLDS_FILE).read_text())
     assert content["scoring"] == "mean"
 
 
 def test_the_pipeline_reads_them_once_as_the_model_was_read(
-    calibrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the same token, of the same revision, from the same cache, however many images there are."""
-    Thresholds(0.9).write(calibrated)
-    put_into_cache(tmp_path, "x/nano", calibrated)
+    Thresholds(0.9).write(tuned)
+    put_into_cache(tmp_path, "x/nano", tuned)
     where: Any = {"token": "secret", "cache_dir": str(tmp_path), "local_files_only": True, "revision": COMMIT}
     model = GroundingDinoForObjectDetection.from_pretrained("x/nano", **where)
-    pipe = GroundingDinoPipeline(model, processor=GroundingDinoProcessor.from_pretrained(calibrated))
+    pipe = GroundingDinoPipeline(model, processor=GroundingDinoProcessor.from_pretrained(tuned))
     asked: list[dict[str, Any]] = []
 
     def cached_file(name: str, file: str, **options: Any) -> Any:
@@ -138,6 +138,6 @@ def test_the_pipeline_reads_them_once_as_the_model_was_read(
 
     monkeypatch.setattr(thresholds, "cached_file", cached_file)
     for _ in range(2):
-        pipe([str(DEMO_IMAGE)] * 2, candidate_labels=["circle"], threshold="calibrated")
+        pipe([str(DEMO_IMAGE)] * 2, candidate_labels=["circle"], threshold="tuned")
     assert asked == [where]
     assert "secret" not in repr(vars(model))

@@ -116,7 +116,7 @@ def test_stock_transformers_loads_it_without_a_word_and_finds_the_same(
         warnings.simplefilter("error")
         stock, report = AutoModelForZeroShotObjectDetection.from_pretrained(folder, output_loading_info=True)
         stock_processor = AutoProcessor.from_pretrained(folder)
-        finder = pipeline("zero-shot-object-detection", model=str(folder))
+        detector = pipeline("zero-shot-object-detection", model=str(folder))
     assert not caplog.records
     assert not any(report.values()), report
     assert type(stock).__module__.startswith("transformers.")
@@ -132,7 +132,7 @@ def test_stock_transformers_loads_it_without_a_word_and_finds_the_same(
     assert torch.allclose(ours.pred_boxes[0][keep], theirs.pred_boxes[0][keep], atol=1e-4)
     # The pipeline of transformers closes no phrase by itself.
     own = pipeline("zero-shot-object-detection", model=str(folder), pipeline_class=GroundingDinoPipeline)
-    found, wanted = (p(image, candidate_labels=["red square."], threshold=0.3) for p in (own, finder))
+    found, wanted = (p(image, candidate_labels=["red square."], threshold=0.3) for p in (own, detector))
     assert [one["box"] for one in found] == [one["box"] for one in wanted] != []
     assert [one["score"] for one in found] == pytest.approx([one["score"] for one in wanted], abs=1e-4)
 

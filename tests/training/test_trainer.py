@@ -33,7 +33,7 @@ from hf_grounding_dino.training.ema import ExponentialMovingAverage
 from hf_grounding_dino.training.recipe import read_recipe
 from hf_grounding_dino.training.recipes import OptionError
 from hf_grounding_dino.training.train_state import TrainState
-from hf_grounding_dino.training.trainer import Report, train
+from hf_grounding_dino.training.trainer import TrainingReport, train
 
 from .runs import (
     LABELS,
@@ -50,7 +50,7 @@ from .runs import (
 VAL = "[{format: shapes, annotations: 'val?count=2&width=96&height=64'}]"
 REFERRING = "[{format: shapes, annotations: 'val?count=2&task=referring&width=96&height=64'}]"
 
-Run = Callable[..., Report]
+Run = Callable[..., TrainingReport]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(home: Path, tmp_path: Path) -> Run:
     """Train into `tmp_path / "run"`."""
 
-    def run(*assignments: str, resume: bool = False, home: Path = home) -> Report:
+    def run(*assignments: str, resume: bool = False, home: Path = home) -> TrainingReport:
         options = [f"output_dir={tmp_path / 'run'}", *assignments]
         return train(read_recipe(str(home / "recipe.yaml"), options), resume=resume)
 

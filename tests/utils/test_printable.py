@@ -66,7 +66,7 @@ CASES = {
     "a repo": (["detect", "in", "--labels", "red", "--model", f"x/{EVIL}"], 2),
     "no folder": (["detect", "in", *LABELS, "--output", f"{EVIL}.json"], 2),
     "an output": (["annotate", "--images", "in", "--labels", "red", "--model", "model", "--output", EVIL], 1),
-    "labels": (["annotate", "--images", "in", "--labels", "red, red", "--labels", f"@{EVIL}", "--output", "o"], 2),
+    "labels": (["annotate", "--images", "in", "--labels", f"@{EVIL}", "--model", "model", "--output", "o"], 2),
     "findings": (["validate", *DATA, "--decode"], None),
     "as JSON": (["validate", *DATA, "--json"], None),
     "a report": (["evaluate", *DATA, "--model", "model", "--output", EVIL], None),

@@ -161,7 +161,7 @@ def run_annotation(
     with checkpoint.at_work(shard), store.writer(f"{shard.index + 1}-of-{shard.count}") as writer:
         problems = {one.sample_id: one.reason for one in store.unreadable()}
         done = store.done() - problems.keys()  # what could not be read may be readable now
-        windows = shard.of(range(len(names)))
+        windows = shard.windows(range(len(names)))
         todo = [window for window in windows if any(names[index] not in done for index in window)]
         total, left = sum(map(len, windows)), sum(names[index] not in done for index in chain(*todo))
         prompt = LabelPrompt(tuple(run.labels), run.post)

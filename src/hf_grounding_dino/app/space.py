@@ -73,10 +73,10 @@ def export_space(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not an empty folder: a Space is written into a new one")
     source = _model_folder(model)
-    needed, licence = _requirements()
+    needed, license = _requirements()
     with atomic_folder(folder) as unfinished:
         code = shutil.copytree(_PACKAGE, unfinished / _PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
-        (code / "LICENSE").write_text(licence, encoding="utf-8")
+        (code / "LICENSE").write_text(license, encoding="utf-8")
         if source is not None:
             shutil.copytree(source, unfinished / _MODEL_FOLDER, ignore=_all_but_model_files)
         (unfinished / "requirements.txt").write_text("".join(f"{line}\n" for line in needed), encoding="utf-8")
@@ -85,7 +85,7 @@ def export_space(
 
 
 def _requirements() -> tuple[list[str], str]:
-    """What this package needs for the app, as requirements.txt has it, and its licence."""
+    """What this package needs for the app, as requirements.txt has it, and its license."""
     try:
         installed = distribution(_PROJECT)
     except PackageNotFoundError as error:

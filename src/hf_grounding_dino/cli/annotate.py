@@ -11,11 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_grounding_dino.processing.defaults import TUNED
+
 from . import UserError, complain, quiet_libraries, say, whole_number
 from .detect import load_detector, requested_labels
 from .files import find_images, make_folder
 from .model_options import (
-    CALIBRATED,
     add_kept_options,
     add_model_option,
     add_running_options,
@@ -64,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--format", default="coco", choices=FORMATS, help="of the annotations (%(default)s)")
     add_model_option(parser)
-    add_kept_options(parser, calibrated=True)
+    add_kept_options(parser, tuned=True)
     parser.add_argument(
         "--thresholds",
         type=Path,
@@ -135,8 +136,8 @@ def _post_processing(arguments: argparse.Namespace, model: str, labels: Sequence
     from hf_grounding_dino.utils.documents import load_json
 
     path = arguments.thresholds
-    if path is not None and arguments.threshold == CALIBRATED:
-        raise UserError("give either --threshold calibrated or --thresholds FILE")
+    if path is not None and arguments.threshold in TUNED:
+        raise UserError("give either --threshold tuned or --thresholds FILE")
     post = post_processing_of(arguments, model, labels)
     if path is None:
         return post

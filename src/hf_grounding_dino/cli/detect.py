@@ -122,7 +122,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prompt.add_argument("--caption", help='a sentence to look for: "a red star to the left of a blue ring"')
     parser.add_argument("--demo", action="store_true", help="look for shapes in the image that ships")
     add_model_option(parser, " (with --demo alone, nano)")
-    add_kept_options(parser, calibrated=True)
+    add_kept_options(parser, tuned=True)
     parser.add_argument(
         "--output",
         type=Path,

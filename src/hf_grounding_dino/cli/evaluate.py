@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `evaluate`."""
     add_data_options(parser)
     add_model_option(parser, " (of the benchmark shapes alone, nano)")
-    add_threshold_options(parser, calibrated=False, by_protocol=True)
+    add_threshold_options(parser, tuned=False, by_protocol=True)
     parser.add_argument(
         "--output", type=Path, default=Path("report"), metavar="FOLDER",
         help="for index.html, metrics.json and the predictions (%(default)s); resumes existing predictions",

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from hf_grounding_dino.assets import NANO
-from hf_grounding_dino.processing.defaults import DEFAULTS, PostProcessing
+from hf_grounding_dino.processing.defaults import DEFAULTS, TUNED, PostProcessing
 
 from . import UserError, complain, whole_number
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 NANO_NAME = "nano"
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda", "hpu", "mps", "npu", "xla", "xpu")
-CALIBRATED = "calibrated"
 _TOY = "it knows eight drawn shapes in eight colours and nothing of the world"
 NANO_ANSWERS = f"no --model: {NANO_NAME} answers, the toy model that ships; {_TOY}"
 _SHOWN_LABELS = 5
@@ -49,24 +48,24 @@ def named_model(model: str | None, *, or_nano: bool = False) -> str:
     return str(NANO) if model in (None, NANO_NAME) else str(model)
 
 
-def add_kept_options(parser: argparse.ArgumentParser, *, calibrated: bool = False, by_protocol: bool = False) -> None:
+def add_kept_options(parser: argparse.ArgumentParser, *, tuned: bool = False, by_protocol: bool = False) -> None:
     """Add the options that say which boxes are kept.
 
     Args:
-        calibrated: whether `--threshold` may be "calibrated".
+        tuned: whether `--threshold` may be "tuned".
         by_protocol: whether what is not given is None, as a protocol says it.
     """
-    add_threshold_options(parser, calibrated=calibrated, by_protocol=by_protocol)
+    add_threshold_options(parser, tuned=tuned, by_protocol=by_protocol)
     add_limit_options(parser, by_protocol=by_protocol)
 
 
-def add_threshold_options(parser: argparse.ArgumentParser, *, calibrated: bool, by_protocol: bool) -> None:
+def add_threshold_options(parser: argparse.ArgumentParser, *, tuned: bool, by_protocol: bool) -> None:
     """Add `--threshold`, `--text-threshold` and `--nms`."""
     shown = "with --nms {}, else none" if by_protocol else "{}"
-    beside = ', or "calibrated" for what `tune-thresholds` put beside the model' if calibrated else ""
+    beside = ', or "tuned" for what `tune-thresholds` put beside the model' if tuned else ""
     parser.add_argument(
         "--threshold",
-        type=share_or_calibrated if calibrated else share,
+        type=share_or_tuned if tuned else share,
         default=None if by_protocol else DEFAULTS.threshold,
         help=f"keep boxes that score above it, from 0 to 1 ({shown.format(DEFAULTS.threshold)}){beside}",
     )
@@ -136,9 +135,9 @@ def share(text: str) -> float:
     return value
 
 
-def share_or_calibrated(text: str) -> float | str:
-    """A threshold on the command line: a number from 0 to 1, or "calibrated"."""
-    return text if text == CALIBRATED else share(text)
+def share_or_tuned(text: str) -> float | str:
+    """A threshold on the command line: a number from 0 to 1, or "tuned"."""
+    return text if text in TUNED else share(text)
 
 
 def post_processing_of(
@@ -148,34 +147,34 @@ def post_processing_of(
 
     Args:
         arguments: of the command.
-        model: whose calibrated thresholds are taken where the options say so.
+        model: whose tuned thresholds are taken where the options say so.
         labels: what is looked for; None where that is no labels.
 
     Raises:
-        UserError: calibrated thresholds are asked for, and there are none, or no labels.
+        UserError: tuned thresholds are asked for, and there are none, or no labels.
     """
-    calibrated = arguments.threshold == CALIBRATED
+    tuned = arguments.threshold in TUNED
     post = PostProcessing(
-        threshold=DEFAULTS.threshold if calibrated or arguments.threshold is None else arguments.threshold,
+        threshold=DEFAULTS.threshold if tuned or arguments.threshold is None else arguments.threshold,
         text_threshold=arguments.text_threshold,
         nms=arguments.nms,
         top_k=arguments.top_k or DEFAULTS.top_k,
         chunk_size=arguments.chunk_size,
     )
-    if not calibrated or model is None:
+    if not tuned or model is None:
         return post
     if labels is None:
-        raise UserError("calibrated thresholds are for --labels, not for a --caption")
-    return with_thresholds(post, calibrated_thresholds(model, labels), labels)
+        raise UserError("tuned thresholds are for --labels, not for a --caption")
+    return with_thresholds(post, tuned_thresholds(model, labels), labels)
 
 
 def with_thresholds(post: PostProcessing, thresholds: Thresholds, labels: Sequence[str]) -> PostProcessing:
-    """The same with a calibrated threshold of each label, and the scores that these are for."""
-    own = dict(zip(labels, thresholds.of(labels), strict=True))
+    """The same with a tuned threshold of each label, and the scores that these are for."""
+    own = dict(zip(labels, thresholds.for_labels(labels), strict=True))
     return replace(post, threshold=thresholds.default, thresholds=own, scoring="mean")
 
 
-def calibrated_thresholds(model: str, labels: Sequence[str]) -> Thresholds:
+def tuned_thresholds(model: str, labels: Sequence[str]) -> Thresholds:
     """What `tune-thresholds` put beside a model; says which labels have no threshold of their own.
 
     Raises:
@@ -191,7 +190,7 @@ def calibrated_thresholds(model: str, labels: Sequence[str]) -> Thresholds:
         raise UserError(error) from error
     if missing := thresholds.missing(labels):
         some = ", ".join(map(repr, missing[:_SHOWN_LABELS])) + (", ..." if len(missing) > _SHOWN_LABELS else "")
-        complain(f"no calibrated threshold for {some}: that of all labels is taken, {thresholds.default:g}")
+        complain(f"no tuned threshold for {some}: that of all labels is taken, {thresholds.default:g}")
     return thresholds
 
 

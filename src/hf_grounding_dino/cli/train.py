@@ -15,7 +15,7 @@ from .files import check_folder
 from .problems import user_errors
 
 if TYPE_CHECKING:
-    from hf_grounding_dino.training.trainer import Report
+    from hf_grounding_dino.training.trainer import TrainingReport
 
 INTERRUPTED = 130
 _WORKER_DIED = re.compile(r"^DataLoader worker .*(exited unexpectedly|killed by signal)", re.DOTALL)
@@ -107,7 +107,7 @@ def _lack(error: Exception, micro_batch_size: int) -> str | None:
     return None
 
 
-def summary(report: Report, output_dir: str) -> str:
+def summary(report: TrainingReport, output_dir: str) -> str:
     """What came of a run, for people."""
     lines = []
     if report.steps < report.max_steps:

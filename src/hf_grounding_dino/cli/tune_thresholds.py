@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", type=Path, default=Path("threshold_tuning"), metavar="FOLDER",
         help="for the predictions (%(default)s); resumes existing predictions",
     )  # fmt: skip
-    parser.epilog = 'The pipeline and `detect` use the file with threshold "calibrated". Use images that neither '
+    parser.epilog = 'The pipeline and `detect` use the file with threshold "tuned". Use images that neither '
     parser.epilog += "trained the model nor will measure it."
 
 

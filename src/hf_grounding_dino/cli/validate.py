@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _DECODED_AT_ONCE = 64
 
 
-class Report(NamedTuple):
+class DatasetReport(NamedTuple):
     """What a data set holds, and what is odd in it.
 
     labels: of a detection set, None of a grounding set, where each record is a caption.
@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if report.loses_data else 0
 
 
-def inspect(entry: SourceEntry, *, decode: bool = False, examples: int = 3) -> Report:
+def inspect(entry: SourceEntry, *, decode: bool = False, examples: int = 3) -> DatasetReport:
     """Read all records of a data set and count what is there and what is odd.
 
     Args:
@@ -110,7 +110,7 @@ def inspect(entry: SourceEntry, *, decode: bool = False, examples: int = 3) -> R
         tally.add(record)
     # Of a stream, the findings are there once it has been read.
     findings = group([*records.findings, *seen], examples)
-    return Report(records.name, len(records.label_names) or None, tally, findings)
+    return DatasetReport(records.name, len(records.label_names) or None, tally, findings)
 
 
 def _inspected(records: RecordSet | RecordStream, decode: bool) -> Iterator[tuple[Record, Finding | None]]:
@@ -152,7 +152,7 @@ def image_problem(record: Record) -> Finding | None:
 # --- printing ----------------------------------------------------------------------------------------------------
 
 
-def as_json(report: Report) -> str:
+def as_json(report: DatasetReport) -> str:
     """The report as one JSON object."""
     tally = report.tally
     document: dict[str, Any] = {
@@ -176,7 +176,7 @@ def as_json(report: Report) -> str:
     return json.dumps(document, indent=2, ensure_ascii=False)
 
 
-def as_text(report: Report, entry: SourceEntry) -> str:
+def as_text(report: DatasetReport, entry: SourceEntry) -> str:
     """The report as people read it; places in the set start from the folder of its annotations."""
     tally = report.tally
     rows = [("captions" if report.labels is None else "images", tally.records)]

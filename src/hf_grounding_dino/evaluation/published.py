@@ -53,7 +53,7 @@ class Checkpoint:
     backbone: "swin-t", "swin-b" or "swin-l".
     parameters: number of them.
     data: what it was trained on.
-    licence: and where that is said.
+    license: and where that is said.
     numbers: all that was published of it.
     aliases: other names it goes by.
     notes: what to know of the numbers as a whole.
@@ -65,7 +65,7 @@ class Checkpoint:
     backbone: str
     parameters: int
     data: tuple[str, ...]
-    licence: str
+    license: str
     numbers: tuple[Number, ...]
     aliases: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

@@ -144,7 +144,7 @@ def masked_group_norm(norm: nn.GroupNorm, level: Level) -> Level:
 # --- Swin --------------------------------------------------------------------------------------------------------
 
 
-class Windows(NamedTuple):
+class CanvasWindows(NamedTuple):
     """How every canvas is divided into windows, each image padded and rolled by itself.
 
     order: the cell of N that stands in each slot of the windows.
@@ -195,7 +195,7 @@ def _merge(merging: Any, map_BCHW: Tensor, own_B2: Tensor) -> Tensor:
     return merged
 
 
-def divide(own_B2: Tensor, size: Size, side: int, shift: int) -> Windows:
+def divide(own_B2: Tensor, size: Size, side: int, shift: int) -> CanvasWindows:
     """Divide canvases so that each image has the windows it would have alone."""
     height, width = size
     down, across = ((length + side - 1) // side for length in size)
@@ -219,7 +219,7 @@ def divide(own_B2: Tensor, size: Size, side: int, shift: int) -> Windows:
         came_round = 2 * (y >= period_y - shift).long() + (x >= period_x - shift).long()
         kind_VA = came_round.view(-1, window)
         mask_V1AA = torch.where(kind_VA[:, None, :, None] == kind_VA[:, None, None], 0.0, OUT_OF_SIGHT)
-    return Windows(
+    return CanvasWindows(
         order=order.flatten(),
         is_padding_N1=is_own.logical_not().view(-1, 1),
         place_N=(place + image_B1 * num_slots).flatten(),
@@ -234,7 +234,7 @@ def _row_and_column(place: Tensor, width: int) -> tuple[Tensor, Tensor]:
 
 
 def _run_stage(stage: Any, rows_NC: Tensor, own_B2: Tensor, size: Size) -> Tensor:
-    divisions: dict[tuple[int, int], Windows] = {}
+    divisions: dict[tuple[int, int], CanvasWindows] = {}
     for layer in stage.blocks:
         key = (layer.window_size, layer.shift_size)
         if key not in divisions:
@@ -243,7 +243,7 @@ def _run_stage(stage: Any, rows_NC: Tensor, own_B2: Tensor, size: Size) -> Tenso
     return rows_NC
 
 
-def _run_layer(layer: Any, rows_NC: Tensor, windows: Windows) -> Tensor:
+def _run_layer(layer: Any, rows_NC: Tensor, windows: CanvasWindows) -> Tensor:
     """One layer; see `swin.run_layer` and `swin.attend`."""
     attention, mlp = layer.attention, layer.mlp
     slots = layer.layernorm_before(rows_NC).index_select(0, windows.order)

@@ -20,13 +20,13 @@ from ..models.configuration import own_config
 from ..models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
 from ..models.registry import MODEL_TYPES, load
 from ..processing.closed_vocabulary import doubts
-from ..processing.defaults import Scoring
+from ..processing.defaults import TUNED, Scoring
 from ..processing.image_processing_grounding_dino import read_images, upright
 from ..processing.labels import parse_labels
 from ..processing.post_processing import Detections, checked_top_k, listed
 from ..processing.processing_grounding_dino import GroundingDinoProcessor
 from ..processing.prompts import label_list
-from ..processing.thresholds import CALIBRATED, Thresholds, threshold_per_label
+from ..processing.thresholds import Thresholds, threshold_per_label
 from ..utils.hub import hub_options
 from .large_vocabulary import PROMPT_TOKENS, Chunking, detect
 
@@ -82,7 +82,7 @@ class GroundingDinoPipeline(ZeroShotObjectDetectionPipeline):
                 quotes may hold one; for a list of images also
                 one list of labels an image. Dicts have their own.
             **kwargs: `threshold` (0.1): the least score, exclusive; one for all, one for each label as a list or a
-                mapping, or "calibrated" for those that `tune-thresholds` has put beside the model (scored by
+                mapping, or "tuned" for those that `tune-thresholds` has put beside the model (scored by
                 "mean", which they are for). `top_k`: the most detections of an image.
                 `nms`: of two boxes of one label that overlap by more (IoU), keep the better. `batch_size` (1):
                 images that run together. `timeout`: of URLs, in seconds. `scoring`: see `large_vocabulary.detect`;
@@ -164,8 +164,8 @@ class GroundingDinoPipeline(ZeroShotObjectDetectionPipeline):
         chunk_labels: int | None = None,
         chunk_batch: int = 4,
     ) -> list[Detections]:
-        if isinstance(threshold, str) and threshold == CALIBRATED:
-            threshold = self._calibrated_thresholds
+        if isinstance(threshold, str) and threshold in TUNED:
+            threshold = self._tuned_thresholds
         if scoring is None:
             scoring = "mean" if isinstance(threshold, Thresholds) else "max"
         same_labels: dict[tuple[str, ...], list[int]] = {}
@@ -190,7 +190,7 @@ class GroundingDinoPipeline(ZeroShotObjectDetectionPipeline):
         return [found[row] for row in range(len(batch))]
 
     @cached_property
-    def _calibrated_thresholds(self) -> Thresholds:
+    def _tuned_thresholds(self) -> Thresholds:
         """What `tune-thresholds` put beside the model, read once, from where and by what right the model was loaded."""
         return Thresholds.from_pretrained(self.model.name_or_path or "", **hub_options(self.model))
 

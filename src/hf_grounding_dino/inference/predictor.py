@@ -110,7 +110,7 @@ class Shard:
         """The part of this process among those of `accelerate launch` or `torchrun`."""
         return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
-    def of(self, items: Sequence[Item], window: int = WINDOW) -> list[Sequence[Item]]:
+    def windows(self, items: Sequence[Item], window: int = WINDOW) -> list[Sequence[Item]]:
         """The windows of this part: every `count`-th of the windows that the items are cut into."""
         starts = range(self.index * window, len(items), self.count * window)
         return [items[start : start + window] for start in starts]

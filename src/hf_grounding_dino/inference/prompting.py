@@ -15,6 +15,7 @@ from typing import Any, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
+from ..layers.context import Size
 from ..layers.encoded_image import EncodedImage
 from ..models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
 from ..processing.closed_vocabulary import doubts
@@ -32,7 +33,6 @@ from ..processing.prompts import EncodedPrompt, Span, closed_caption, encode_cap
 from .large_vocabulary import Chunking, LabelPrompts
 
 Key = TypeVar("Key", bound=Hashable)
-Size = tuple[int, int]
 Spans = tuple[Span, ...]
 
 _LISTS_KEPT = 16

@@ -88,12 +88,15 @@ def find(model_type: str | None, family: str | None = None) -> ModelType:
 
 
 def class_for(cls: type, model_type: str) -> type:
-    """The base model or detector of a model type of the same family, whichever `cls` is of another; else `cls`."""
+    """The base model or detector of a model type, where `cls` is that of another and one derives from the other.
+
+    Otherwise `cls`, which refuses a configuration of another family by name.
+    """
     own = MODEL_TYPES.get(model_type)
     for row in MODEL_TYPES.values():
         for role in ("model", "detector"):
             reference: str = getattr(row, role)
-            if reference.endswith(f":{cls.__name__}") and load(reference) is cls:
-                same_family = own and own.config.partition(":")[0] == row.config.partition(":")[0]
-                return load(getattr(own, role)) if same_family else cls
+            if own and reference.endswith(f":{cls.__name__}") and load(reference) is cls:
+                wanted: type = load(getattr(own, role))
+                return wanted if issubclass(wanted, cls) or issubclass(cls, wanted) else cls
     return cls

@@ -55,7 +55,7 @@ class KernelStatus(NamedTuple):
     reason: str
 
 
-class Recipe(NamedTuple):
+class BuildSpec(NamedTuple):
     """What a compiled file depends on: its source and the flags of each tool."""
 
     source: Path
@@ -133,8 +133,8 @@ def _decide(device_type: str) -> KernelStatus:
     try:
         if not SOURCES.is_dir():  # remote code, of which transformers copies Python alone
             raise RuntimeError("this copy of the code has no kernel; `pip install hf-grounding-dino` brings it")
-        recipe = cpu_recipe() if device_type == "cpu" else cuda_recipe(_capabilities())
-        return KernelStatus("kernel", _load(recipe))
+        spec = cpu_build() if device_type == "cpu" else cuda_build(_capabilities())
+        return KernelStatus("kernel", _load(spec))
     except Exception as error:  # whatever a tool chain may raise, the plain definition still serves
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = next((line for line in lines if "error:" in line), lines[0])
@@ -151,23 +151,23 @@ def _decide(device_type: str) -> KernelStatus:
         return KernelStatus("reference", reason)
 
 
-def cpu_recipe() -> Recipe:
+def cpu_build() -> BuildSpec:
     """For the processor of this machine."""
     vector = VECTOR_FLAGS.get(torch.backends.cpu.get_cpu_capability(), ()) if platform.machine() == "x86_64" else ()
     threads = ("-fopenmp",) if sys.platform == "linux" else ()
     # Without the last flag the compiler must not turn comparisons of samples into vector code.
     flags = ("-O3", *threads, *vector, "-fno-trapping-math")
-    return Recipe(SOURCES / "deformable_attention_cpu.cpp", flags, (), threads)
+    return BuildSpec(SOURCES / "deformable_attention_cpu.cpp", flags, (), threads)
 
 
-def cuda_recipe(capabilities: Sequence[tuple[int, int]]) -> Recipe:
+def cuda_build(capabilities: Sequence[tuple[int, int]]) -> BuildSpec:
     """For devices of the given compute capabilities, (major, minor) each."""
     targets = (f"-gencode=arch=compute_{major}{minor},code=sm_{major}{minor}" for major, minor in capabilities)
     flags = ("-O3", "--expt-relaxed-constexpr", *targets)
-    return Recipe(SOURCES / "deformable_attention_cuda.cu", ("-O3",), flags, ())
+    return BuildSpec(SOURCES / "deformable_attention_cuda.cu", ("-O3",), flags, ())
 
 
-def build(recipe: Recipe, folder: Path) -> Path:
+def build(spec: BuildSpec, folder: Path) -> Path:
     """Compile into `folder`, load the operators, and return the compiled file.
 
     Raises:
@@ -176,7 +176,7 @@ def build(recipe: Recipe, folder: Path) -> Path:
     compiler = os.environ.get("CXX", "c++")
     if shutil.which(compiler) is None:
         raise RuntimeError(f"there is no C++ compiler ({compiler})")
-    toolkit = _cuda_toolkit() if recipe.cuda_flags else None
+    toolkit = _cuda_toolkit() if spec.cuda_flags else None
     with _quiet(), _ninja_on_path():
         # Imported here because it looks for tool chains, and says so, while it is imported.
         from torch.utils import cpp_extension
@@ -185,25 +185,25 @@ def build(recipe: Recipe, folder: Path) -> Path:
         if toolkit is not None:
             cpp_extension.CUDA_HOME = str(toolkit)
             include, link = _pip_headers(toolkit), _link_runtime(toolkit, folder)
-        logger.info("Building %s; this happens once", recipe.file)
+        logger.info("Building %s; this happens once", spec.file)
         cpp_extension.load(
-            name=recipe.source.stem,
-            sources=[str(recipe.source)],
-            extra_cflags=list(recipe.compiler_flags),
-            extra_cuda_cflags=list(recipe.cuda_flags),
-            extra_ldflags=[*recipe.linker_flags, *link],
+            name=spec.source.stem,
+            sources=[str(spec.source)],
+            extra_cflags=list(spec.compiler_flags),
+            extra_cuda_cflags=list(spec.cuda_flags),
+            extra_ldflags=[*spec.linker_flags, *link],
             extra_include_paths=include,
             build_directory=str(folder),
             with_cuda=toolkit is not None,
             is_python_module=False,
         )
-    return folder / recipe.file
+    return folder / spec.file
 
 
-def _load(recipe: Recipe) -> str:
+def _load(spec: BuildSpec) -> str:
     """Load the compiled file, built first where it is not whole in the cache; returns where it came from."""
     root = _cache_root()
-    from_cache = root / recipe.key / recipe.file
+    from_cache = root / spec.key / spec.file
     if _is_whole(from_cache):
         torch.ops.load_library(str(from_cache))
         return f"loaded from {from_cache}"
@@ -213,10 +213,10 @@ def _load(recipe: Recipe) -> str:
         workplace = tempfile.TemporaryDirectory(dir=root)
     except OSError as error:
         with tempfile.TemporaryDirectory() as folder:
-            build(recipe, Path(folder))
+            build(spec, Path(folder))
         return _for_this_process_alone(error)
     with workplace as folder:
-        built = build(recipe, Path(folder))
+        built = build(spec, Path(folder))
         try:
             _put_in_place(built, from_cache)
         except OSError as error:

@@ -20,7 +20,7 @@ class PostProcessing:
     top_k: the most boxes of an image; None keeps all.
     chunk_size: the most labels of a prompt; None for as many as 256 tokens hold.
     scoring: "max", a box has its best label alone and scores as that one's best token; or "mean", as the benchmarks and
-        calibrated thresholds have it: each pair of box and label scores as the mean of the label's tokens.
+        tuned thresholds have it: each pair of box and label scores as the mean of the label's tokens.
     """
 
     threshold: float = 0.25
@@ -55,3 +55,6 @@ class PostProcessing:
 
 DEFAULTS = PostProcessing()
 """What is kept where nothing else is said."""
+
+TUNED = ("tuned", "calibrated")
+"""In place of a threshold: those that `tune-thresholds` chose. The second is the old name."""

@@ -34,11 +34,11 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs
 
+from ..layers.context import Size
 from ..utils.image_files import URL_SCHEMES, fetch, open_image
 from ..utils.printable import one_line
 
 ResizeRule = Literal["transformers", "original"]
-Size = tuple[int, int]
 
 _OWN_OPTIONS = ("resize_rule", "size_divisor")
 _EXIF_ORIENTATION = 0x0112

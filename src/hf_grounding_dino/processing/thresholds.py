@@ -20,7 +20,6 @@ from .post_processing import Detections
 from .prompts import PHRASE_DELIMITERS, clean_name
 
 THRESHOLDS_FILE = "thresholds.json"
-CALIBRATED = "calibrated"
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Thresholds:
                 raise ValueError(f"threshold of {name!r} is {value!r}, not a number from 0 to 1")
         object.__setattr__(self, "labels", {_key(name): float(value) for name, value in self.labels.items()})
 
-    def of(self, labels: Sequence[str]) -> list[float]:
+    def for_labels(self, labels: Sequence[str]) -> list[float]:
         """The threshold of each label."""
         return [self.default if (own := self._own(label)) is None else own for label in labels]
 
@@ -126,7 +125,7 @@ def threshold_per_label(threshold: Any, labels: Sequence[str]) -> list[float]:
         ValueError: not as many as labels, a label without one, or something that is no number.
     """
     if isinstance(threshold, Thresholds):
-        return threshold.of(labels)
+        return threshold.for_labels(labels)
     if isinstance(threshold, Mapping):
         if missing := [label for label in labels if label not in threshold]:
             raise ValueError(f"There is no threshold for {missing[0]!r}.")

@@ -129,8 +129,8 @@ def _usage(facts: CardFacts) -> list[str]:
     stock = f"""```python
 from transformers import pipeline
 
-finder = pipeline("{TASK}", model={model})
-print(finder("photo.jpg", candidate_labels={labels}, threshold=0.25))
+detector = pipeline("{TASK}", model={model})
+print(detector("photo.jpg", candidate_labels={labels}, threshold=0.25))
 ```"""
     own = f"""```python
 from PIL import Image

@@ -45,7 +45,7 @@ Scores = dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class TrainingReport:
     """What a run came to.
 
     steps: done, of `max_steps`; fewer where a signal stopped it.
@@ -68,7 +68,7 @@ class Report:
     skipped: list[dict[str, str]] = field(default_factory=list)
 
 
-def train(recipe: Recipe, *, resume: bool = False) -> Report:
+def train(recipe: Recipe, *, resume: bool = False) -> TrainingReport:
     """Train as a recipe says; all results are in its `output_dir`.
 
     Raises:
@@ -164,7 +164,7 @@ class Trainer:
         self.accelerator.init_trackers(folder.path.name, config=flat_options(recipe))
         return MetricLogger(self.accelerator, folder.metrics, self.max_steps, self.first_step)
 
-    def run(self) -> Report:
+    def run(self) -> TrainingReport:
         """Train, measure, save, report and publish."""
         recipe, logger = self.recipe, self.logger
         if not self.resumed:
@@ -332,10 +332,10 @@ class Trainer:
                 write_curves(self.folder.metrics, self.folder.path / CURVES_FILE)
         return after
 
-    def _report(self, steps: int, seconds: float, shares: dict[str, float], after: Scores) -> Report:
+    def _report(self, steps: int, seconds: float, shares: dict[str, float], after: Scores) -> TrainingReport:
         retained = [name for name in after if name.rpartition("/")[0] in self.datasets.retain and name in self.before]
         falls = {name: self.before[name] - after[name] for name in retained}
-        report = Report(
+        report = TrainingReport(
             steps=steps,
             max_steps=self.max_steps,
             seconds=seconds,

@@ -268,7 +268,7 @@ def test_memory_is_bounded_by_the_classes_not_by_the_pictures() -> None:
         entries += [(-score, image_id, place, label) for place, (score, label) in ranked]
         assert len(best) <= 70
     for label in (3, 8):
-        kept = best.of(label)
+        kept = best.with_label(label)
         own = {(best.ids[item], place) for item, place in zip(kept.items, kept.places, strict=True)}
         assert own == {entry[1:3] for entry in sorted(e for e in entries if e[3] == label)[:10]}
 

@@ -63,7 +63,7 @@ class Boxes(NamedTuple):
     boxes: NDArray[Any]
     columns: Mapping[str, NDArray[Any]]
 
-    def of(self, labels: Sequence[int]) -> Boxes:
+    def with_labels(self, labels: Sequence[int]) -> Boxes:
         """Those of some labels."""
         own = np.isin(self.columns["category_id"], labels)
         return Boxes(self.boxes[own], {name: column[own] for name, column in self.columns.items()})
@@ -144,7 +144,9 @@ def average_precision(truths: Boxes, found: Boxes, labels: Sequence[int], limits
     parts = max(len(found.boxes) / _MOST_BOXES, images * len(labels) / _MOST_LISTS, 1)
     at_once = max(1, int(len(labels) / parts))
     groups = [labels[start : start + at_once] for start in range(0, len(labels), at_once)] or [labels]
-    return joined([_average_precision(truths.of(group), found.of(group), group, limits) for group in groups])
+    return joined(
+        [_average_precision(truths.with_labels(group), found.with_labels(group), group, limits) for group in groups]
+    )
 
 
 def _average_precision(truths: Boxes, found: Boxes, labels: Sequence[int], limits: Sequence[int]) -> AveragePrecision:

@@ -118,7 +118,7 @@ class LvisDetection(ItemMetric[LvisImage]):
         for label, best in self._best_of_all(images):
             if self.fixed and len(best.scores) < self.max_per_class:
                 short[label] = len(best.scores)
-            own = truths.of([label])
+            own = truths.with_labels([label])
             judged = np.union1d(own.columns["image_id"], negative.get(label, []))
             found = _detections(label, best.at(np.isin(best.items, judged)), incomplete.get(label, []))
             # However many are in one image.
@@ -135,7 +135,7 @@ class LvisDetection(ItemMetric[LvisImage]):
                 positions[image.number] = position
         for start in range(0, len(self.labels), CLASSES_AT_A_TIME):
             labels = self.labels[start : start + CLASSES_AT_A_TIME]
-            own = [_placed(self._best.of(label), positions) for label in labels]
+            own = [_placed(self._best.with_label(label), positions) for label in labels]
             parts: list[list[Entries]] = gather_object([own]) if self.num_process > 1 else [own]
             for label, best in zip(labels, zip(*parts, strict=True), strict=True):
                 yield label, together(best).best(self._best.limit)

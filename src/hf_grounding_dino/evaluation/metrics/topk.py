@@ -91,7 +91,7 @@ class TopK:
         if self._num_pending > self._room:
             self._settle()
 
-    def of(self, label: int) -> Entries:
+    def with_label(self, label: int) -> Entries:
         """The best of a class, in no particular order."""
         self._settle()
         return self._best.get(int(np.searchsorted(self._labels, label)), NOTHING)

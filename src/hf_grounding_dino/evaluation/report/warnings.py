@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...data.readers.files import upright_size
 from ...data.records import ImageSource
+from ...layers.context import Size
 from ...processing.prompts import lower_case
 from ..metrics.matching import box_iou
 from .diagnostics import Analysis, BoxSample, Evidence
@@ -36,7 +37,6 @@ _EDGES = ((800, 1333), (600, 1000), (640, 1066), (480, 800), (320, 533))
 _SQUARES = (1333, 1024, 800, 640, 512, 384, 320)
 
 Boxes = NDArray[Any]
-Size = tuple[int, int]
 Reading = Callable[[Boxes, Size], Boxes]
 
 

@@ -56,7 +56,7 @@ class DecoderWeights(NamedTuple):
     text: Tensor | None
     image: Tensor | None
 
-    def of(self, chosen: slice) -> DecoderWeights:
+    def select(self, chosen: slice) -> DecoderWeights:
         """The weights of some of the queries, over one another and all that is not a query."""
         return DecoderWeights(
             queries=None if self.queries is None else self.queries[:, :, chosen, chosen],
@@ -130,10 +130,10 @@ class DecoderOutput(NamedTuple):
     refined: tuple[Tensor, ...]
     weights: tuple[DecoderWeights, ...]
 
-    def of(self, chosen: slice) -> DecoderOutput:
+    def select(self, chosen: slice) -> DecoderOutput:
         """What the layers leave behind of some of the queries."""
         hidden, references, refined = (tuple(x[:, chosen] for x in part) for part in self[:3])
-        return DecoderOutput(hidden, references, refined, tuple(w.of(chosen) for w in self.weights))
+        return DecoderOutput(hidden, references, refined, tuple(w.select(chosen) for w in self.weights))
 
 
 class CrossModalityDecoder(nn.Module):

@@ -90,7 +90,7 @@ def predict_layers(
     """What the heads say after each of some layers.
 
     Args:
-        width: the least width of the logits.
+        width: the least width of the logits; 0 for T, whatever it is.
 
     Returns:
         `logits (B, Q, T)`, -inf on padding and on empty queries, and `pred_boxes (B, Q, 4)` of each layer.
@@ -103,5 +103,5 @@ def predict_layers(
         if inputs.query_mask_BQ is not None:
             logits = logits.masked_fill(inputs.query_mask_BQ.logical_not()[..., None], -torch.inf)
         boxes = box_head.refine(hidden_BQD, inputs.references_BKQ4[:, i])
-        predictions.append({"logits": pad_logits(logits, width), "pred_boxes": boxes})
+        predictions.append({"logits": pad_logits(logits, width) if width else logits, "pred_boxes": boxes})
     return predictions

@@ -179,7 +179,7 @@ class GroundingDinoModel(GroundingDinoPreTrainedModel):
         else:
             decoded = self.decoder(*with_denoising(*start, noised), attentions)
             count = noised.groups_BN.shape[1]
-            decoded, denoised = decoded.of(slice(count, None)), decoded.of(slice(None, count))
+            decoded, denoised = decoded.select(slice(count, None)), decoded.select(slice(None, count))
         on_demand = {}
         if states:
             on_demand = hidden_states(
