@@ -222,7 +222,8 @@ def _draw(axes: Any, panel: _Panel) -> None:
     low = min(map(min, values))
     low = low if low < 0 or _FAR_FROM_ZERO * top < low < top else 0.0
     if top > low:
-        axes.set_ylim(low, top + 0.05 * (top - low))
+        margin = 0.05 * (top - low)
+        axes.set_ylim(low - margin if low else low, top + margin)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
     label_steps(axes, max(step for curve in curves for step, _ in curve.points))
     named = [(line, curve.name) for line, curve in zip(axes.lines, curves, strict=True) if curve.name]
